@@ -1,0 +1,3 @@
+//! Benchmarks of Ringpost: criterion benches, comparison with peers
+
+#![forbid(unsafe_code)]

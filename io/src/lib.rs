@@ -1,0 +1,2 @@
+//! The only crate that talks to the kernel: ring, sockets, signals
+

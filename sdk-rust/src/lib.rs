@@ -1,0 +1,3 @@
+//! The Rust client for the Ringpost message broker
+
+#![forbid(unsafe_code)]
