@@ -134,32 +134,6 @@ impl Content {
         self.bytes.slice(span.start as usize..span.end as usize)
     }
 
-    /// Options, headers and payload as one run of bytes, where they lie behind each other (they always do when they
-    /// came in a binary frame): what a forwarding encoder copies at once.
-    pub(crate) fn tail(&self) -> Option<&[u8]> {
-        let options_end = if self.options.is_empty() { self.headers.start } else { self.options.end };
-        let adjoin = (self.headers.is_empty() || options_end == self.headers.start)
-            && (self.payload.is_empty() || self.payload.start == self.tail_end_before_payload());
-        adjoin.then(|| {
-            let start = [self.options, self.headers, self.payload].into_iter().find(|span| !span.is_empty());
-            let end = [self.payload, self.headers, self.options].into_iter().find(|span| !span.is_empty());
-            match (start, end) {
-                (Some(start), Some(end)) => &self.bytes[start.start as usize..end.end as usize],
-                _ => &[],
-            }
-        })
-    }
-
-    fn tail_end_before_payload(&self) -> u32 {
-        if !self.headers.is_empty() {
-            self.headers.end
-        } else if !self.options.is_empty() {
-            self.options.end
-        } else {
-            self.payload.start
-        }
-    }
-
     /// Bytes of all parts together.
     pub fn len(&self) -> usize {
         self.name.len() + self.tag.len() + self.options.len() + self.headers.len() + self.payload.len()
@@ -286,19 +260,6 @@ mod tests {
         content.detach(8192);
         assert_eq!(content, before);
         assert_eq!(content.bytes.len(), 103);
-    }
-
-    /// Adjoining parts are found as one run; scattered ones are not.
-    #[test]
-    fn tail_is_one_run_or_none() {
-        let content = Content::from_parts(b"name", b"{}", b"", b"data");
-        assert_eq!(content.tail(), Some(&b"{}data"[..]));
-        assert_eq!(Content::from_payload("data").tail(), Some(&b"data"[..]));
-        assert_eq!(Content::from_parts(b"name", b"", b"", b"").tail(), Some(&b""[..]));
-        let bytes = Bytes::from_static(b"data--{}");
-        let none = Span::default();
-        let scattered = Content::from_spans(bytes, none, none, Span::new(6, 8), none, Span::new(0, 4));
-        assert_eq!(scattered.tail(), None);
     }
 
     /// Lengths that lie are an error, once, and not a panic.

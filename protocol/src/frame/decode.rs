@@ -1,0 +1,366 @@
+//! Bytes to messages: one pass over a frame, no allocation, spans into the frame for all that varies in length.
+
+use bytes::Bytes;
+
+use super::{HEADER_BYTES, kind, layout};
+use crate::{
+    Code, Content, Span, WireError,
+    limits::MAX_RESUME_NUMBERS,
+    message::{
+        Answer, ClientMessage, Deliver, ErrorReport, Hello, Leg, OpenState, Progress, Register, Reply, Request,
+        RequestFlags, RequestId, Resume, Scope, ServerMessage, Tag, Target, Verdict, Welcome,
+    },
+};
+
+/// Reads a client's frame. `Ok(None)`: of an unknown kind that may be skipped.
+///
+/// # Errors
+/// [`Code::Malformed`] when lengths within the frame do not add up or a value is not allowed,
+/// [`Code::Unsupported`] for unknown kinds and flags.
+pub fn decode_client(frame: Bytes) -> Result<Option<ClientMessage>, WireError> {
+    let head = Head::read(&frame)?;
+    let message = match head.kind {
+        kind::REQUEST => ClientMessage::Request(decode_request(head, frame)?),
+        kind::ANSWER => ClientMessage::Answer(decode_answer(head, frame)?),
+        kind::HELLO => ClientMessage::Hello(decode_hello(head, &frame)?),
+        kind::REGISTER => ClientMessage::Register(decode_register(head, &frame)?),
+        kind::DEREGISTER => ClientMessage::Deregister(Target::Number(head.number)),
+        kind::CREDIT => {
+            let fixed: &[u8; layout::credit::SIZE] = fixed(&frame, "credit")?;
+            let credit = u32_at(fixed, layout::credit::CREDIT);
+            ClientMessage::Credit { registration: registration(head.number)?, credit }
+        }
+        kind::CANCEL => ClientMessage::Cancel(Target::Number(head.number)),
+        kind::PROGRESS => ClientMessage::Progress(decode_progress(head, frame)),
+        kind::ACKNOWLEDGE => ClientMessage::Acknowledge(Target::Number(head.number)),
+        kind::RESUME => ClientMessage::Resume(decode_resume(&frame)?),
+        kind::WATCH => ClientMessage::WatchReceivers(head.number != 0),
+        kind::PING => ClientMessage::Ping(head.number),
+        kind::PONG => ClientMessage::Pong(head.number),
+        kind::GOAWAY => ClientMessage::Goaway,
+        unknown => return skip_or_refuse(unknown),
+    };
+    Ok(Some(message))
+}
+
+/// Reads a server's frame. `Ok(None)`: of an unknown kind that may be skipped.
+///
+/// # Errors
+/// As [`decode_client`].
+pub fn decode_server(frame: Bytes) -> Result<Option<ServerMessage>, WireError> {
+    let head = Head::read(&frame)?;
+    let message = match head.kind {
+        kind::DELIVER => ServerMessage::Deliver(decode_deliver(head, frame)?),
+        kind::REPLY => ServerMessage::Reply(decode_reply(head, frame)?),
+        kind::ACCEPTED => ServerMessage::Accepted { upto: head.number, tag: Tag::new() },
+        kind::WELCOME => ServerMessage::Welcome(decode_welcome(&frame)?),
+        kind::REGISTERED => ServerMessage::Registered { registration: registration(head.number)? },
+        kind::CANCEL => ServerMessage::Cancel { delivery: head.number, tag: Tag::new() },
+        kind::LEGS => {
+            let fixed: &[u8; layout::legs::SIZE] = fixed(&frame, "legs")?;
+            ServerMessage::Legs { number: head.number, expected: u32_at(fixed, layout::legs::EXPECTED) }
+        }
+        kind::PROGRESS => ServerMessage::Progress(decode_progress(head, frame)),
+        kind::ACKNOWLEDGE => ServerMessage::Acknowledge { sequence: head.number },
+        kind::RESUMED => decode_resumed(&frame)?,
+        kind::RECEIVERS => ServerMessage::Receivers(frame.slice(HEADER_BYTES..)),
+        kind::ERROR => ServerMessage::Error(decode_error(head, &frame)?),
+        kind::PING => ServerMessage::Ping(head.number),
+        kind::PONG => ServerMessage::Pong(head.number),
+        kind::GOAWAY => {
+            let fixed: &[u8; layout::goaway::SIZE] = fixed(&frame, "goaway")?;
+            let reason = text(&frame[HEADER_BYTES + layout::goaway::SIZE..]);
+            ServerMessage::Goaway { grace_ms: u32_at(fixed, layout::goaway::GRACE), reason }
+        }
+        unknown => return skip_or_refuse(unknown),
+    };
+    Ok(Some(message))
+}
+
+#[derive(Clone, Copy)]
+struct Head {
+    kind: u8,
+    flags: u8,
+    number: u64,
+}
+
+impl Head {
+    fn read(frame: &[u8]) -> Result<Self, WireError> {
+        let header: &[u8; HEADER_BYTES] =
+            frame.first_chunk().ok_or_else(|| WireError::malformed("a frame begins with 16 bytes of header"))?;
+        Ok(Self { kind: header[4], flags: header[5], number: u64_at(header, 8) })
+    }
+}
+
+fn skip_or_refuse<T>(unknown: u8) -> Result<Option<T>, WireError> {
+    if unknown & kind::IGNORABLE != 0 {
+        return Ok(None);
+    }
+    let message = format!("frames of kind {unknown:#04x} are not known in version 1, and this one must not be skipped");
+    Err(WireError::new(Code::Unsupported, message))
+}
+
+fn decode_request(head: Head, frame: Bytes) -> Result<Request, WireError> {
+    use layout::request as at;
+    let flags = RequestFlags(head.flags);
+    if !RequestFlags::KNOWN.has(flags) {
+        let message = format!("request {}: flags {:#04x} are not all known in version 1", head.number, head.flags);
+        return Err(WireError::new(Code::Unsupported, message));
+    }
+    if head.number == 0 {
+        return Err(WireError::malformed("a request's number must not be 0"));
+    }
+    let fixed: &[u8; at::SIZE] = fixed(&frame, "request")?;
+    let (max_attempts, ttl_ms, timeout_ms) =
+        (fixed[at::MAX_ATTEMPTS], u32_at(fixed, at::TTL), u32_at(fixed, at::TIMEOUT));
+    let lengths = Lengths {
+        name: usize::from(fixed[at::ACTION_LENGTH]),
+        options: u16_at(fixed, at::OPTIONS_LENGTH),
+        headers: u16_at(fixed, at::HEADERS_LENGTH),
+    };
+    let content = content(frame, at::SIZE, lengths, "request")?;
+    Ok(Request { number: head.number, flags, max_attempts, ttl_ms, timeout_ms, content })
+}
+
+fn decode_deliver(head: Head, frame: Bytes) -> Result<Deliver, WireError> {
+    use layout::deliver as at;
+    let fixed: &[u8; at::SIZE] = fixed(&frame, "deliver")?;
+    let lengths = Lengths {
+        name: 0,
+        options: u16_at(fixed, at::OPTIONS_LENGTH),
+        headers: u16_at(fixed, at::HEADERS_LENGTH),
+    };
+    let mut deliver = Deliver {
+        delivery: head.number,
+        registration: u32_at(fixed, at::REGISTRATION),
+        flags: RequestFlags(head.flags),
+        attempt: u16_at(fixed, at::ATTEMPT) as u16,
+        time_left_ms: u32_at(fixed, at::TIME_LEFT),
+        received_at_ms: u64_at(fixed, at::RECEIVED_AT),
+        request_id: RequestId { boot: u64_at(fixed, at::REQUEST_BOOT), count: u64_at(fixed, at::REQUEST_COUNT) },
+        content: Content::default(),
+    };
+    deliver.content = content(frame, at::SIZE, lengths, "deliver")?;
+    Ok(deliver)
+}
+
+fn decode_answer(head: Head, frame: Bytes) -> Result<Answer, WireError> {
+    use layout::answer as at;
+    let fixed: &[u8; at::SIZE] = fixed(&frame, "answer")?;
+    let code = u16_at(fixed, at::CODE) as u16;
+    let verdict = match (head.flags, code) {
+        (0, 0) => Verdict::Reply,
+        (layout::ANSWER_RETRY, _) => Verdict::Retry(u32_at(fixed, at::RETRY_AFTER)),
+        (layout::ANSWER_REJECT, _) => Verdict::Reject,
+        (0, code) if code == Code::Cancelled.number() => Verdict::Cancelled,
+        (0, _) => Verdict::Error,
+        (flags, _) => {
+            let message = format!("answer to delivery {}: flags {flags:#04x} are not known in version 1", head.number);
+            return Err(WireError::new(Code::Unsupported, message));
+        }
+    };
+    let sequence = u64_at(fixed, at::SEQUENCE);
+    let lengths = Lengths {
+        name: usize::from(fixed[at::NAME_LENGTH]),
+        options: u16_at(fixed, at::OPTIONS_LENGTH),
+        headers: u16_at(fixed, at::HEADERS_LENGTH),
+    };
+    let content = content(frame, at::SIZE, lengths, "answer")?;
+    Ok(Answer { delivery: head.number, sequence, verdict, content })
+}
+
+fn decode_reply(head: Head, frame: Bytes) -> Result<Reply, WireError> {
+    use layout::reply as at;
+    let fixed: &[u8; at::SIZE] = fixed(&frame, "reply")?;
+    let code = match u16_at(fixed, at::CODE) as u16 {
+        0 => None,
+        number => Some(Code::from_number(number).unwrap_or(Code::Remote)),
+    };
+    let leg = (head.flags & layout::REPLY_LEG != 0)
+        .then(|| Leg { index: u32_at(fixed, at::LEG), expected: u32_at(fixed, at::EXPECTED) });
+    let lengths = Lengths {
+        name: usize::from(fixed[at::NAME_LENGTH]),
+        options: u16_at(fixed, at::OPTIONS_LENGTH),
+        headers: u16_at(fixed, at::HEADERS_LENGTH),
+    };
+    let mut reply = Reply {
+        number: head.number,
+        tag: Tag::new(),
+        sequence: u64_at(fixed, at::SEQUENCE),
+        code,
+        leg,
+        attempt: u16_at(fixed, at::ATTEMPT) as u16,
+        received_at_ms: u64_at(fixed, at::RECEIVED_AT),
+        delivered_after_ms: u32_at(fixed, at::DELIVERED_AFTER),
+        handled_after_ms: u32_at(fixed, at::HANDLED_AFTER),
+        content: Content::default(),
+    };
+    reply.content = content(frame, at::SIZE, lengths, "reply")?;
+    Ok(reply)
+}
+
+fn decode_hello(head: Head, frame: &Bytes) -> Result<Hello, WireError> {
+    let fixed: &[u8; layout::hello::SIZE] = fixed(frame, "hello")?;
+    let start = HEADER_BYTES + layout::hello::SIZE;
+    let (session, end) = part(frame, start, usize::from(fixed[layout::hello::SESSION_LENGTH]), "hello")?;
+    let headers = frame.slice(end..);
+    Ok(Hello { session, watch_receivers: head.flags & layout::HELLO_WATCH != 0, headers })
+}
+
+fn decode_welcome(frame: &Bytes) -> Result<Welcome, WireError> {
+    use layout::welcome as at;
+    let fixed: &[u8; at::SIZE] = fixed(frame, "welcome")?;
+    let (server_id, end) = part(frame, HEADER_BYTES + at::SIZE, usize::from(fixed[at::SERVER_ID_LENGTH]), "welcome")?;
+    Ok(Welcome {
+        server_id,
+        boot: u64_at(fixed, at::BOOT),
+        epoch: u64_at(fixed, at::EPOCH),
+        next_number: u64_at(fixed, at::NEXT_NUMBER),
+        max_payload: u32_at(fixed, at::MAX_PAYLOAD),
+        ping_interval_ms: u32_at(fixed, at::PING_INTERVAL),
+        headers: frame.slice(end..),
+    })
+}
+
+fn decode_register(head: Head, frame: &Bytes) -> Result<Register, WireError> {
+    use layout::register as at;
+    let fixed: &[u8; at::SIZE] = fixed(frame, "register")?;
+    let (action, _) = part(frame, HEADER_BYTES + at::SIZE, usize::from(fixed[at::ACTION_LENGTH]), "register")?;
+    let registration = registration(head.number)?;
+    Ok(Register { registration, credit: u32_at(fixed, at::CREDIT), action, session: Bytes::new() })
+}
+
+fn decode_progress(head: Head, frame: Bytes) -> Progress {
+    Progress { number: head.number, tag: Tag::new(), content: Content::from_payload(frame.slice(HEADER_BYTES..)) }
+}
+
+fn decode_resume(frame: &Bytes) -> Result<Resume, WireError> {
+    use layout::resume as at;
+    let fixed: &[u8; at::SIZE] = fixed(frame, "resume")?;
+    let open_count = u32_at(fixed, at::OPEN_COUNT) as usize;
+    let held_count = u32_at(fixed, at::HELD_COUNT) as usize;
+    let numbers = &frame[HEADER_BYTES + at::SIZE..];
+    if open_count.saturating_add(held_count) > MAX_RESUME_NUMBERS || numbers.len() < 8 * (open_count + held_count) {
+        return Err(WireError::malformed(format!(
+            "resume: {open_count} open numbers and {held_count} deliveries do not fit into the frame (8 bytes each), or are more than {MAX_RESUME_NUMBERS}"
+        )));
+    }
+    let mut numbers = numbers.chunks_exact(8).map(|chunk| u64_at(chunk, 0));
+    let open = numbers.by_ref().take(open_count).collect();
+    let held = numbers.take(held_count).collect();
+    Ok(Resume { boot: u64_at(fixed, at::BOOT), sequence: u64_at(fixed, at::SEQUENCE), open, held })
+}
+
+fn decode_resumed(frame: &Bytes) -> Result<ServerMessage, WireError> {
+    use layout::resumed as at;
+    let fixed: &[u8; at::SIZE] = fixed(frame, "resumed")?;
+    let open_count = u32_at(fixed, at::OPEN_COUNT) as usize;
+    let forgotten_count = u32_at(fixed, at::FORGOTTEN_COUNT) as usize;
+    let entries = &frame[HEADER_BYTES + at::SIZE..];
+    if open_count.saturating_add(forgotten_count) > MAX_RESUME_NUMBERS
+        || entries.len() < 9 * open_count + 8 * forgotten_count
+    {
+        return Err(WireError::malformed("resumed: its counts do not fit into the frame"));
+    }
+    let (states, numbers) = entries.split_at(9 * open_count);
+    let mut open = Vec::with_capacity(open_count);
+    for entry in states.chunks_exact(9) {
+        let state = match entry[8] {
+            at::RUNNING => OpenState::Running,
+            at::OUTCOME => OpenState::Outcome,
+            at::NEVER_SEEN => OpenState::NeverSeen,
+            at::LOST => OpenState::Lost,
+            state => return Err(WireError::malformed(format!("resumed: there is no state {state}"))),
+        };
+        open.push((u64_at(entry, 0), state));
+    }
+    let forgotten = numbers.chunks_exact(8).take(forgotten_count).map(|chunk| u64_at(chunk, 0)).collect();
+    Ok(ServerMessage::Resumed { open, forgotten })
+}
+
+fn decode_error(head: Head, frame: &Bytes) -> Result<ErrorReport, WireError> {
+    use layout::error as at;
+    let fixed: &[u8; at::SIZE] = fixed(frame, "error")?;
+    let scope = match fixed[at::SCOPE] {
+        0 => Scope::Connection,
+        1 => Scope::Registration,
+        2 => Scope::Delivery,
+        scope => return Err(WireError::malformed(format!("error: there is no scope {scope}"))),
+    };
+    let code = Code::from_number(u16_at(fixed, at::CODE) as u16).unwrap_or(Code::Remote);
+    Ok(ErrorReport { scope, number: head.number, code, message: text(&frame[HEADER_BYTES + at::SIZE..]) })
+}
+
+struct Lengths {
+    name: usize,
+    options: usize,
+    headers: usize,
+}
+
+/// The spans of name, options, headers and payload behind a fixed part of `fixed_bytes`.
+fn content(frame: Bytes, fixed_bytes: usize, lengths: Lengths, what: &'static str) -> Result<Content, WireError> {
+    let name_start = HEADER_BYTES + fixed_bytes;
+    let options_start = name_start + lengths.name;
+    let headers_start = options_start + lengths.options;
+    let payload_start = headers_start + lengths.headers;
+    if payload_start > frame.len() {
+        return Err(too_short(what));
+    }
+    let end = frame.len();
+    Ok(Content::from_spans(
+        frame,
+        Span::new(name_start, options_start),
+        Span::default(),
+        Span::new(options_start, headers_start),
+        Span::new(headers_start, payload_start),
+        Span::new(payload_start, end),
+    ))
+}
+
+fn part(frame: &Bytes, start: usize, length: usize, what: &'static str) -> Result<(Bytes, usize), WireError> {
+    let end = start + length;
+    if end > frame.len() {
+        return Err(too_short(what));
+    }
+    Ok((frame.slice(start..end), end))
+}
+
+fn fixed<'a, const N: usize>(frame: &'a [u8], what: &'static str) -> Result<&'a [u8; N], WireError> {
+    frame[HEADER_BYTES..].first_chunk().ok_or_else(|| too_short(what))
+}
+
+fn too_short(what: &'static str) -> WireError {
+    WireError::malformed(format!("{what}: the frame ends before the parts that its lengths announce"))
+}
+
+fn registration(number: u64) -> Result<u32, WireError> {
+    u32::try_from(number)
+        .ok()
+        .filter(|number| *number != 0)
+        .ok_or_else(|| WireError::malformed(format!("registration {number}: numbers from 1 to 4294967295 are allowed")))
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> usize {
+    usize::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes([
+        bytes[at],
+        bytes[at + 1],
+        bytes[at + 2],
+        bytes[at + 3],
+        bytes[at + 4],
+        bytes[at + 5],
+        bytes[at + 6],
+        bytes[at + 7],
+    ])
+}
