@@ -1,3 +1,62 @@
-//! The broker's decisions, pure and deterministic: routing, delivery, timers. No IO, no clock
+//! The broker's decisions, pure and deterministic: which handler gets which request, and what becomes of it.
+//!
+//! [`Broker`] takes what happened ([`Input`]) together with the time, and says what to do ([`Output`]). It reads no
+//! clock, opens no socket and draws no random number, so that a simulation can run it through any history and run it
+//! through the same one again.
+//!
+//! ```
+//! use ringpost_broker::{Broker, Config, ConnId, Input, Output, Speaks};
+//! use ringpost_protocol::{message::{ClientMessage, Hello}, time::Now};
+//!
+//! let mut broker = Broker::new(Config { boot: 7, ..Config::default() });
+//! let (conn, now) = (ConnId(0), Now::default());
+//! broker.handle(Input::Opened { conn, speaks: Speaks::Binary }, now);
+//! broker.handle(Input::Message { conn, message: ClientMessage::Hello(Hello::default()) }, now);
+//! assert!(matches!(broker.poll_output(), Some(Output::Send { conn: ConnId(0), .. })));
+//! ```
+//!
+//! # The path of a request
+//!
+//! ```text
+//! Request ── accept ──> queued ── dispatch ──> delivered ── Answer ──> Reply
+//!               │          │                      │ handler lost: attempts left? ── yes ──> queued (head)
+//!               │          │                      │                              └─ no ───> handlerLost
+//!               └ refuse   └ timeout, expired     └ timeout, cancel: the handler is told; its slot comes back
+//!                                                   with its own answer
+//! ```
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`Broker`] (`broker`) | the entry points, and the order in which things are done |
+//! | `connection` | who is connected, and the session that a connection speaks for |
+//! | `accept` | the checks and defaults that turn a client's request into a living one |
+//! | `dispatch` | actions, their handlers and queues: who gets the next request |
+//! | `delivery` | what handlers hold, and what their answers do |
+//! | `broadcast` | one request to all handlers of an action, leg by leg |
+//! | `receivers` | telling those who watch which actions have handlers |
+//! | `control` | the server's own actions (`$sys.…`) |
+//! | `counters` | what was refused, lost, dropped, bounded |
 
 #![forbid(unsafe_code)]
+
+mod accept;
+mod broadcast;
+mod broker;
+mod config;
+mod connection;
+mod control;
+mod counters;
+mod delivery;
+mod dispatch;
+mod interface;
+mod invariants;
+mod receivers;
+mod slab;
+mod state;
+#[cfg(test)]
+mod tests;
+
+pub use broker::Broker;
+pub use config::{Config, Policy};
+pub use counters::Counters;
+pub use interface::{CloseReason, ConnId, Input, Output, Speaks};

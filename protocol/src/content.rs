@@ -28,12 +28,16 @@ impl Span {
         self.start == self.end
     }
 
-    fn of(self, bytes: &[u8]) -> &[u8] {
+    pub(crate) fn of(self, bytes: &[u8]) -> &[u8] {
         &bytes[self.start as usize..self.end as usize]
     }
 
     fn moved(self, by: usize) -> Self {
-        if self.is_empty() { Self::default() } else { Self::new(self.start as usize - by, self.end as usize - by) }
+        if self.is_empty() {
+            Self::default()
+        } else {
+            Self::new(self.start as usize - by, self.end as usize - by)
+        }
     }
 }
 
@@ -57,6 +61,7 @@ pub struct Content {
     options: Span,
     headers: Span,
     payload: Span,
+    json: bool,
 }
 
 impl Content {
@@ -64,11 +69,18 @@ impl Content {
     ///
     /// # Panics
     /// If a span reaches beyond the buffer: the decoders check before they call.
-    pub fn from_spans(bytes: Bytes, name: Span, tag: Span, options: Span, headers: Span, payload: Span) -> Self {
+    pub fn from_spans(
+        bytes: Bytes,
+        name: Span,
+        tag: Span,
+        options: Span,
+        headers: Span,
+        payload: Span,
+    ) -> Self {
         for span in [name, tag, options, headers, payload] {
             assert!(span.start <= span.end && span.end as usize <= bytes.len());
         }
-        Self { bytes, name, tag, options, headers, payload }
+        Self { bytes, name, tag, options, headers, payload, json: false }
     }
 
     /// Content with only a payload. The buffer is shared, not copied.
@@ -86,8 +98,22 @@ impl Content {
             buffer.extend_from_slice(part);
             Span::new(start, buffer.len())
         };
-        let (name, options, headers, payload) = (append(name), append(options), append(headers), append(payload));
-        Self { bytes: buffer.into(), name, tag: Span::default(), options, headers, payload }
+        let (name, options, headers, payload) =
+            (append(name), append(options), append(headers), append(payload));
+        Self { bytes: buffer.into(), name, tag: Span::default(), options, headers, payload, json: false }
+    }
+
+    /// The same content, known to hold JSON: the JSON decoder has parsed its payload and its options.
+    #[must_use]
+    pub(crate) fn validated(mut self) -> Self {
+        self.json = true;
+        self
+    }
+
+    /// Whether payload and options are known to be JSON, because they came in the JSON dialect. `false` says nothing:
+    /// the JSON encoder looks for itself then.
+    pub fn is_validated_json(&self) -> bool {
+        self.json
     }
 
     /// The name: an action, or a handler's own error code.
@@ -157,9 +183,7 @@ impl Content {
         let start = used().map(|span| span.start).min().unwrap_or(0) as usize;
         let end = used().map(|span| span.end).max().unwrap_or(0) as usize;
         self.bytes = Bytes::copy_from_slice(&self.bytes[start..end]);
-        for span in
-            [&mut self.name, &mut self.tag, &mut self.options, &mut self.headers, &mut self.payload]
-        {
+        for span in [&mut self.name, &mut self.tag, &mut self.options, &mut self.headers, &mut self.payload] {
             *span = span.moved(start);
         }
     }
@@ -191,7 +215,9 @@ pub struct Headers<'a> {
 
 /// Headers that are not what their lengths say, or not UTF-8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("headers are pairs of key (1 byte of length) and value (2 bytes of length), both UTF-8, at most 65535 bytes together")]
+#[error(
+    "headers are pairs of key (1 byte of length) and value (2 bytes of length), both UTF-8, at most 65535 bytes together"
+)]
 pub struct BadHeaders;
 
 impl<'a> Headers<'a> {
@@ -254,7 +280,8 @@ mod tests {
         let mut buffer = vec![b'.'; 4096];
         buffer[100..108].copy_from_slice(b"client_1");
         buffer[200..203].copy_from_slice(b"{1}");
-        let spans = (Span::new(100, 108), Span::default(), Span::default(), Span::default(), Span::new(200, 203));
+        let spans =
+            (Span::new(100, 108), Span::default(), Span::default(), Span::default(), Span::new(200, 203));
         let mut content = Content::from_spans(buffer.into(), spans.0, spans.1, spans.2, spans.3, spans.4);
         let before = content.clone();
         content.detach(8192);

@@ -53,7 +53,9 @@ pub enum NameError {
     #[error("an action's name must be UTF-8 without control characters")]
     BadCharacter,
     /// One of the broker's own names.
-    #[error("this name is reserved: choose one that is not init, deinit, request, response, acknowledge, receivers, error, cancel or ping, and does not begin with `$`")]
+    #[error(
+        "this name is reserved: choose one that is not init, deinit, request, response, acknowledge, receivers, error, cancel or ping, and does not begin with `$`"
+    )]
     Reserved,
 }
 

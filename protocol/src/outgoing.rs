@@ -115,7 +115,9 @@ mod tests {
         out.tail().extend_from_slice(b"next");
         assert_eq!(out.len(), 4 + MIN_SHARED_BYTES + 5 + 4);
         assert!(matches!(out.pop(Vec::new), Some(Segment::Owned(bytes)) if bytes == b"head"));
-        assert!(matches!(out.pop(Vec::new), Some(Segment::Shared(bytes)) if bytes.as_ptr() == large.as_ptr()));
+        assert!(
+            matches!(out.pop(Vec::new), Some(Segment::Shared(bytes)) if bytes.as_ptr() == large.as_ptr())
+        );
         assert!(matches!(out.pop(Vec::new), Some(Segment::Owned(bytes)) if bytes == b"small"));
         assert!(matches!(out.pop(Vec::new), Some(Segment::Owned(bytes)) if bytes == b"next"));
         assert!(out.pop(Vec::new).is_none() && out.is_empty());

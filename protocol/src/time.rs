@@ -259,8 +259,16 @@ impl<T: Copy> Wheel<T> {
         node.next = self.free;
         self.free = index;
         self.len -= 1;
-        if prev == NONE { self.heads[at] = next } else { self.nodes[prev as usize].next = next }
-        if next == NONE { self.tails[at] = prev } else { self.nodes[next as usize].prev = prev }
+        if prev == NONE {
+            self.heads[at] = next
+        } else {
+            self.nodes[prev as usize].next = next
+        }
+        if next == NONE {
+            self.tails[at] = prev
+        } else {
+            self.nodes[next as usize].prev = prev
+        }
         if self.heads[at] == NONE && at < LEVELS * SLOTS {
             self.occupied[at / SLOTS] &= !(1 << (at % SLOTS));
         }

@@ -7,8 +7,8 @@ use crate::{
     Code, Content, Span, WireError,
     limits::MAX_RESUME_NUMBERS,
     message::{
-        Answer, ClientMessage, Deliver, ErrorReport, Hello, Leg, OpenState, Progress, Register, Reply, Request,
-        RequestFlags, RequestId, Resume, Scope, ServerMessage, Tag, Target, Verdict, Welcome,
+        Answer, ClientMessage, Deliver, ErrorReport, Hello, Leg, OpenState, Progress, Register, Reply,
+        Request, RequestFlags, RequestId, Resume, Scope, ServerMessage, Tag, Target, Verdict, Welcome,
     },
 };
 
@@ -86,8 +86,9 @@ struct Head {
 
 impl Head {
     fn read(frame: &[u8]) -> Result<Self, WireError> {
-        let header: &[u8; HEADER_BYTES] =
-            frame.first_chunk().ok_or_else(|| WireError::malformed("a frame begins with 16 bytes of header"))?;
+        let header: &[u8; HEADER_BYTES] = frame
+            .first_chunk()
+            .ok_or_else(|| WireError::malformed("a frame begins with 16 bytes of header"))?;
         Ok(Self { kind: header[4], flags: header[5], number: u64_at(header, 8) })
     }
 }
@@ -96,7 +97,8 @@ fn skip_or_refuse<T>(unknown: u8) -> Result<Option<T>, WireError> {
     if unknown & kind::IGNORABLE != 0 {
         return Ok(None);
     }
-    let message = format!("frames of kind {unknown:#04x} are not known in version 1, and this one must not be skipped");
+    let message =
+        format!("frames of kind {unknown:#04x} are not known in version 1, and this one must not be skipped");
     Err(WireError::new(Code::Unsupported, message))
 }
 
@@ -104,7 +106,8 @@ fn decode_request(head: Head, frame: Bytes) -> Result<Request, WireError> {
     use layout::request as at;
     let flags = RequestFlags(head.flags);
     if !RequestFlags::KNOWN.has(flags) {
-        let message = format!("request {}: flags {:#04x} are not all known in version 1", head.number, head.flags);
+        let message =
+            format!("request {}: flags {:#04x} are not all known in version 1", head.number, head.flags);
         return Err(WireError::new(Code::Unsupported, message));
     }
     if head.number == 0 {
@@ -137,7 +140,10 @@ fn decode_deliver(head: Head, frame: Bytes) -> Result<Deliver, WireError> {
         attempt: u16_at(fixed, at::ATTEMPT) as u16,
         time_left_ms: u32_at(fixed, at::TIME_LEFT),
         received_at_ms: u64_at(fixed, at::RECEIVED_AT),
-        request_id: RequestId { boot: u64_at(fixed, at::REQUEST_BOOT), count: u64_at(fixed, at::REQUEST_COUNT) },
+        request_id: RequestId {
+            boot: u64_at(fixed, at::REQUEST_BOOT),
+            count: u64_at(fixed, at::REQUEST_COUNT),
+        },
         content: Content::default(),
     };
     deliver.content = content(frame, at::SIZE, lengths, "deliver")?;
@@ -155,7 +161,8 @@ fn decode_answer(head: Head, frame: Bytes) -> Result<Answer, WireError> {
         (0, code) if code == Code::Cancelled.number() => Verdict::Cancelled,
         (0, _) => Verdict::Error,
         (flags, _) => {
-            let message = format!("answer to delivery {}: flags {flags:#04x} are not known in version 1", head.number);
+            let message =
+                format!("answer to delivery {}: flags {flags:#04x} are not known in version 1", head.number);
             return Err(WireError::new(Code::Unsupported, message));
         }
     };
@@ -210,7 +217,8 @@ fn decode_hello(head: Head, frame: &Bytes) -> Result<Hello, WireError> {
 fn decode_welcome(frame: &Bytes) -> Result<Welcome, WireError> {
     use layout::welcome as at;
     let fixed: &[u8; at::SIZE] = fixed(frame, "welcome")?;
-    let (server_id, end) = part(frame, HEADER_BYTES + at::SIZE, usize::from(fixed[at::SERVER_ID_LENGTH]), "welcome")?;
+    let (server_id, end) =
+        part(frame, HEADER_BYTES + at::SIZE, usize::from(fixed[at::SERVER_ID_LENGTH]), "welcome")?;
     Ok(Welcome {
         server_id,
         boot: u64_at(fixed, at::BOOT),
@@ -225,13 +233,18 @@ fn decode_welcome(frame: &Bytes) -> Result<Welcome, WireError> {
 fn decode_register(head: Head, frame: &Bytes) -> Result<Register, WireError> {
     use layout::register as at;
     let fixed: &[u8; at::SIZE] = fixed(frame, "register")?;
-    let (action, _) = part(frame, HEADER_BYTES + at::SIZE, usize::from(fixed[at::ACTION_LENGTH]), "register")?;
+    let (action, _) =
+        part(frame, HEADER_BYTES + at::SIZE, usize::from(fixed[at::ACTION_LENGTH]), "register")?;
     let registration = registration(head.number)?;
     Ok(Register { registration, credit: u32_at(fixed, at::CREDIT), action, session: Bytes::new() })
 }
 
 fn decode_progress(head: Head, frame: Bytes) -> Progress {
-    Progress { number: head.number, tag: Tag::new(), content: Content::from_payload(frame.slice(HEADER_BYTES..)) }
+    Progress {
+        number: head.number,
+        tag: Tag::new(),
+        content: Content::from_payload(frame.slice(HEADER_BYTES..)),
+    }
 }
 
 fn decode_resume(frame: &Bytes) -> Result<Resume, WireError> {
@@ -240,7 +253,9 @@ fn decode_resume(frame: &Bytes) -> Result<Resume, WireError> {
     let open_count = u32_at(fixed, at::OPEN_COUNT) as usize;
     let held_count = u32_at(fixed, at::HELD_COUNT) as usize;
     let numbers = &frame[HEADER_BYTES + at::SIZE..];
-    if open_count.saturating_add(held_count) > MAX_RESUME_NUMBERS || numbers.len() < 8 * (open_count + held_count) {
+    if open_count.saturating_add(held_count) > MAX_RESUME_NUMBERS
+        || numbers.len() < 8 * (open_count + held_count)
+    {
         return Err(WireError::malformed(format!(
             "resume: {open_count} open numbers and {held_count} deliveries do not fit into the frame (8 bytes each), or are more than {MAX_RESUME_NUMBERS}"
         )));
@@ -298,7 +313,12 @@ struct Lengths {
 }
 
 /// The spans of name, options, headers and payload behind a fixed part of `fixed_bytes`.
-fn content(frame: Bytes, fixed_bytes: usize, lengths: Lengths, what: &'static str) -> Result<Content, WireError> {
+fn content(
+    frame: Bytes,
+    fixed_bytes: usize,
+    lengths: Lengths,
+    what: &'static str,
+) -> Result<Content, WireError> {
     let name_start = HEADER_BYTES + fixed_bytes;
     let options_start = name_start + lengths.name;
     let headers_start = options_start + lengths.options;
@@ -334,10 +354,9 @@ fn too_short(what: &'static str) -> WireError {
 }
 
 fn registration(number: u64) -> Result<u32, WireError> {
-    u32::try_from(number)
-        .ok()
-        .filter(|number| *number != 0)
-        .ok_or_else(|| WireError::malformed(format!("registration {number}: numbers from 1 to 4294967295 are allowed")))
+    u32::try_from(number).ok().filter(|number| *number != 0).ok_or_else(|| {
+        WireError::malformed(format!("registration {number}: numbers from 1 to 4294967295 are allowed"))
+    })
 }
 
 fn text(bytes: &[u8]) -> String {

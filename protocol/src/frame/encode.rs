@@ -4,8 +4,8 @@ use super::{HEADER_BYTES, kind, layout};
 use crate::{
     Code, Content, Outgoing,
     message::{
-        Answer, ClientMessage, Deliver, ErrorReport, Hello, OpenState, Progress, Register, Reply, Request, Resume, Scope,
-        Target, Verdict, Welcome,
+        Answer, ClientMessage, Deliver, ErrorReport, Hello, OpenState, Progress, Register, Reply, Request,
+        Resume, Scope, Target, Verdict, Welcome,
     },
 };
 
@@ -36,7 +36,9 @@ pub fn encode_client(message: &ClientMessage, out: &mut Outgoing) {
         ClientMessage::Goaway => bare(kind::GOAWAY, 0, 0, out),
         ClientMessage::Deregister(Target::Name(_))
         | ClientMessage::Cancel(Target::Name(_))
-        | ClientMessage::Acknowledge(Target::Name(_)) => debug_assert!(false, "targets are numbers in this dialect"),
+        | ClientMessage::Acknowledge(Target::Name(_)) => {
+            debug_assert!(false, "targets are numbers in this dialect")
+        }
     }
 }
 
@@ -48,7 +50,9 @@ pub fn encode_server(message: &crate::message::ServerMessage, out: &mut Outgoing
         ServerMessage::Reply(reply) => encode_reply(reply, out),
         ServerMessage::Accepted { upto, .. } => bare(kind::ACCEPTED, 0, *upto, out),
         ServerMessage::Welcome(welcome) => encode_welcome(welcome, out),
-        ServerMessage::Registered { registration } => bare(kind::REGISTERED, 0, u64::from(*registration), out),
+        ServerMessage::Registered { registration } => {
+            bare(kind::REGISTERED, 0, u64::from(*registration), out)
+        }
         ServerMessage::Cancel { delivery, .. } => bare(kind::CANCEL, 0, *delivery, out),
         ServerMessage::Legs { number, expected } => {
             let mut fixed = [0; layout::legs::SIZE];
@@ -241,7 +245,13 @@ fn frame(kind: u8, flags: u8, number: u64, fixed: &[u8], parts: &[&[u8]], out: &
 /// A frame with a content behind its fixed part: name, options, headers, payload.
 #[inline]
 fn with_content(
-    kind: u8, flags: u8, number: u64, fixed: &[u8], name: &[u8], content: &Content, out: &mut Outgoing,
+    kind: u8,
+    flags: u8,
+    number: u64,
+    fixed: &[u8],
+    name: &[u8],
+    content: &Content,
+    out: &mut Outgoing,
 ) {
     let payload = content.payload();
     let (options, headers) = (content.options(), content.headers());

@@ -70,7 +70,10 @@ impl Preface {
         let Some(bytes) = bytes.first_chunk::<{ Self::BYTES }>() else { return Ok(None) };
         let version = bytes[4];
         if version == 0 {
-            return Err(WireError::new(Code::Unsupported, "there is no protocol version 0: this server speaks version 1"));
+            return Err(WireError::new(
+                Code::Unsupported,
+                "there is no protocol version 0: this server speaks version 1",
+            ));
         }
         let mode = match bytes[5] {
             0 => Mode::Plain,

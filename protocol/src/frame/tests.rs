@@ -5,8 +5,8 @@ use super::*;
 use crate::{
     Code, Content, Outgoing,
     message::{
-        Answer, ClientMessage, Deliver, ErrorReport, Hello, Leg, OpenState, Progress, Register, Reply, Request,
-        RequestFlags, RequestId, Resume, Scope, ServerMessage, Tag, Target, Verdict, Welcome,
+        Answer, ClientMessage, Deliver, ErrorReport, Hello, Leg, OpenState, Progress, Register, Reply,
+        Request, RequestFlags, RequestId, Resume, Scope, ServerMessage, Tag, Target, Verdict, Welcome,
     },
 };
 
@@ -16,8 +16,9 @@ fn bytes(max: usize) -> impl Strategy<Value = Bytes> {
 
 fn content(named: bool) -> impl Strategy<Value = Content> {
     let name = if named { 0..=255usize } else { 0..=0usize };
-    (vec(any::<u8>(), name), bytes(300), bytes(300), prop_oneof![bytes(300), bytes(40_000)])
-        .prop_map(|(name, options, headers, payload)| Content::from_parts(&name, &options, &headers, &payload))
+    (vec(any::<u8>(), name), bytes(300), bytes(300), prop_oneof![bytes(300), bytes(40_000)]).prop_map(
+        |(name, options, headers, payload)| Content::from_parts(&name, &options, &headers, &payload),
+    )
 }
 
 fn code() -> impl Strategy<Value = Code> {
@@ -50,22 +51,27 @@ fn client_message() -> impl Strategy<Value = ClientMessage> {
     prop_oneof![
         request,
         answer,
-        (bytes(255), any::<bool>(), bytes(99)).prop_map(|(session, watch_receivers, headers)| ClientMessage::Hello(
-            Hello { session, watch_receivers, headers }
-        )),
-        (1u32.., any::<u32>(), bytes(255)).prop_map(|(registration, credit, action)| ClientMessage::Register(Register {
-            registration,
-            credit,
-            action,
-            session: Bytes::new()
-        })),
+        (bytes(255), any::<bool>(), bytes(99)).prop_map(|(session, watch_receivers, headers)| {
+            ClientMessage::Hello(Hello { session, watch_receivers, headers })
+        }),
+        (1u32.., any::<u32>(), bytes(255)).prop_map(
+            |(registration, credit, action)| ClientMessage::Register(Register {
+                registration,
+                credit,
+                action,
+                session: Bytes::new()
+            })
+        ),
         target().prop_map(ClientMessage::Deregister),
-        (1u32.., any::<u32>()).prop_map(|(registration, credit)| ClientMessage::Credit { registration, credit }),
+        (1u32.., any::<u32>())
+            .prop_map(|(registration, credit)| ClientMessage::Credit { registration, credit }),
         target().prop_map(ClientMessage::Cancel),
-        (any::<u64>(), bytes(99)).prop_map(|(number, payload)| ClientMessage::Progress(progress(number, payload))),
+        (any::<u64>(), bytes(99))
+            .prop_map(|(number, payload)| ClientMessage::Progress(progress(number, payload))),
         target().prop_map(ClientMessage::Acknowledge),
-        (any::<u64>(), any::<u64>(), vec(any::<u64>(), 0..9), vec(any::<u64>(), 0..9))
-            .prop_map(|(boot, sequence, open, held)| ClientMessage::Resume(Resume { boot, sequence, open, held })),
+        (any::<u64>(), any::<u64>(), vec(any::<u64>(), 0..9), vec(any::<u64>(), 0..9)).prop_map(
+            |(boot, sequence, open, held)| ClientMessage::Resume(Resume { boot, sequence, open, held })
+        ),
         any::<bool>().prop_map(ClientMessage::WatchReceivers),
         any::<u64>().prop_map(ClientMessage::Ping),
         any::<u64>().prop_map(ClientMessage::Pong),
@@ -102,7 +108,14 @@ fn server_message() -> impl Strategy<Value = ServerMessage> {
         content(true),
     )
         .prop_map(
-            |([number, sequence, received_at_ms], [delivered_after_ms, handled_after_ms], code, leg, attempt, content)| {
+            |(
+                [number, sequence, received_at_ms],
+                [delivered_after_ms, handled_after_ms],
+                code,
+                leg,
+                attempt,
+                content,
+            )| {
                 // Only errors carry a name.
                 let content = match code {
                     Some(_) => content,
@@ -150,14 +163,15 @@ fn server_message() -> impl Strategy<Value = ServerMessage> {
         any::<u64>().prop_map(|delivery| ServerMessage::Cancel { delivery, tag: Tag::new() }),
         any::<u64>().prop_map(|upto| ServerMessage::Accepted { upto, tag: Tag::new() }),
         (any::<u64>(), any::<u32>()).prop_map(|(number, expected)| ServerMessage::Legs { number, expected }),
-        (any::<u64>(), bytes(99)).prop_map(|(number, payload)| ServerMessage::Progress(progress(number, payload))),
+        (any::<u64>(), bytes(99))
+            .prop_map(|(number, payload)| ServerMessage::Progress(progress(number, payload))),
         any::<u64>().prop_map(|sequence| ServerMessage::Acknowledge { sequence }),
         (vec((any::<u64>(), state), 0..9), vec(any::<u64>(), 0..9))
             .prop_map(|(open, forgotten)| ServerMessage::Resumed { open, forgotten }),
         bytes(40_000).prop_map(ServerMessage::Receivers),
-        (scope, any::<u64>(), code(), ".{0,40}").prop_map(|(scope, number, code, message)| ServerMessage::Error(
-            ErrorReport { scope, number, code, message }
-        )),
+        (scope, any::<u64>(), code(), ".{0,40}").prop_map(|(scope, number, code, message)| {
+            ServerMessage::Error(ErrorReport { scope, number, code, message })
+        }),
         any::<u64>().prop_map(ServerMessage::Ping),
         any::<u64>().prop_map(ServerMessage::Pong),
         (any::<u32>(), ".{0,40}").prop_map(|(grace_ms, reason)| ServerMessage::Goaway { grace_ms, reason }),
@@ -233,7 +247,8 @@ proptest! {
 /// A length beyond the limit is refused at the header, before anything is read or allocated for it.
 #[test]
 fn a_lying_length_is_refused_at_once() {
-    let mut buffer = BytesMut::from(&[0xff, 0xff, 0xff, 0xff, kind::REQUEST, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0][..]);
+    let mut buffer =
+        BytesMut::from(&[0xff, 0xff, 0xff, 0xff, kind::REQUEST, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0][..]);
     let capacity = buffer.capacity();
     let error = FrameReader::new(1024).next(&mut buffer).unwrap_err();
     assert_eq!(error.code, Code::TooLarge);
@@ -249,7 +264,11 @@ fn a_frame_that_ends_early_is_refused() {
     encode_client(&ClientMessage::Request(Request { number: 1, content, ..Request::default() }), &mut out);
     let frame = out.drain_to_vec();
     for end in HEADER_BYTES..frame.len() - 1 {
-        assert_eq!(decode_client(frame[..end].to_vec().into()).unwrap_err().code, Code::Malformed, "cut at {end}");
+        assert_eq!(
+            decode_client(frame[..end].to_vec().into()).unwrap_err().code,
+            Code::Malformed,
+            "cut at {end}"
+        );
     }
 }
 

@@ -1,0 +1,317 @@
+//! The checks and defaults that turn a client's request into a living one, and the ends that come from the requester's
+//! side: cancel, time, its own end.
+
+use std::time::Duration;
+
+use ringpost_protocol::{
+    Code, Content,
+    limits::{check_name, check_own_name},
+    message::{Reply, Request as Asked, RequestFlags, ServerMessage, Tag, Target},
+    time::Time,
+};
+
+use crate::{
+    Broker, ConnId, Speaks,
+    broker::Drain,
+    slab::Key,
+    state::{Action, LegState, Request, RequestState, Session, Timer},
+};
+
+/// A small request in a large read buffer is copied out before it waits; from this size on it has a buffer of its own.
+pub(crate) const SHARED_BUFFER_BYTES: usize = 64 << 10;
+
+/// The key that names the bound, for messages.
+const QUEUE_LIMIT: &str = "the server's --queue-limit";
+
+/// When a request ends by itself, and with what.
+struct Deadline {
+    at: Time,
+    ends_with: Code,
+}
+
+impl Broker {
+    pub(crate) fn request(&mut self, conn: ConnId, mut asked: Asked) {
+        self.counters.requests += 1;
+        let Some(connection) = self.connection(conn) else { return };
+        let (speaks, Some(session_key)) = (connection.speaks, connection.session) else { return };
+        let Some(session) = self.sessions.get_mut(session_key) else { return };
+        if asked.number == 0 {
+            asked.number = session.next_number;
+        } else if asked.number < session.next_number {
+            let (number, next) = (asked.number, session.next_number);
+            let message =
+                format!("request {number}: numbers rise within a session, the next is {next} or more");
+            return self.break_off(conn, &message);
+        }
+        session.next_number = asked.number + 1;
+        match self.admit(&asked) {
+            Ok(action) => self.accept(conn, session_key, action, speaks, asked),
+            Err(Refusal::Internal) => self.answer_control(conn, session_key, asked),
+            Err(Refusal::Error(code, message)) => self.refuse(conn, session_key, &asked, code, message),
+        }
+    }
+
+    /// Whether a request may come in, and the action that it is for.
+    fn admit(&self, asked: &Asked) -> Result<Key<Action>, Refusal> {
+        let name = asked.content.name();
+        // A known action has been checked when it was registered.
+        if let Some(action) = self.action_by_name.get(name)
+            && !asked.flags.has(RequestFlags::DURABLE)
+            && self.drain == Drain::No
+        {
+            return Ok(*action);
+        }
+        if let Err(error) = check_name(name) {
+            return Err(Refusal::Error(Code::Malformed, error.to_string()));
+        }
+        if name.starts_with(b"$sys.") {
+            return Err(Refusal::Internal);
+        }
+        let text = String::from_utf8_lossy(name);
+        if let Err(error) = check_own_name(name) {
+            return Err(Refusal::Error(
+                Code::ReservedName,
+                format!("no request can go to `{text}`: {error}"),
+            ));
+        }
+        if asked.flags.has(RequestFlags::DURABLE.with(RequestFlags::BROADCAST)) {
+            let message = "a broadcast cannot be durable: send it plain, or send to one handler".to_owned();
+            return Err(Refusal::Error(Code::Unsupported, message));
+        }
+        if self.drain != Drain::No {
+            let message = "the server is leaving and takes no new requests: connect to another".to_owned();
+            return Err(Refusal::Error(Code::Draining, message));
+        }
+        if asked.flags.has(RequestFlags::DURABLE) {
+            let message =
+                "this server keeps no log, so it cannot promise durability: send it without `durable`";
+            return Err(Refusal::Error(Code::DurableUnavailable, message.to_owned()));
+        }
+        Err(Refusal::Error(Code::NoHandler, no_handler(&text)))
+    }
+
+    fn accept(
+        &mut self,
+        conn: ConnId,
+        session_key: Key<Session>,
+        action_key: Key<Action>,
+        speaks: Speaks,
+        asked: Asked,
+    ) {
+        if self.requests.is_full() || self.deliveries.is_full() {
+            let message = "the server holds as many requests as it can: try again later".to_owned();
+            return self.refuse(conn, session_key, &asked, Code::Overloaded, message);
+        }
+        let Some(action) = self.actions.get(action_key) else { return };
+        if action.handlers.is_empty() {
+            let message = no_handler(&String::from_utf8_lossy(&action.name));
+            return self.refuse(conn, session_key, &asked, Code::NoHandler, message);
+        }
+        let broadcast = asked.flags.has(RequestFlags::BROADCAST);
+        let at_once =
+            broadcast || (action.queue.waiting == 0 && !action.ready.is_empty() && self.may_dispatch());
+        if !at_once && let Some(message) = self.over_queue_limit(action, asked.content.len()) {
+            return self.refuse(conn, session_key, &asked, Code::Overloaded, message);
+        }
+        let deadline = self.deadline(&asked, speaks);
+        let tag = Tag::from_slice(asked.content.tag());
+        self.request_count += 1;
+        let (number, flags) = (asked.number, asked.flags);
+        let key = self.requests.next_key();
+        let timer = self.timers.insert(deadline.at, Timer::Request(key));
+        let request = Request {
+            session: session_key,
+            number,
+            tag,
+            action: action_key,
+            flags,
+            max_attempts: u16::from(asked.max_attempts.max(1)),
+            attempt: 0,
+            count: self.request_count,
+            received: self.now,
+            deadline: deadline.at,
+            ends_with: deadline.ends_with,
+            timer,
+            delivered_after_ms: u32::MAX,
+            content: asked.content,
+            state: RequestState::Queued,
+        };
+        let by_tag = (!request.tag.is_empty()).then(|| request.tag.clone());
+        self.requests.insert(request);
+        if let Some(session) = self.sessions.get_mut(session_key) {
+            session.open.insert(number, key);
+            if let Some(tag) = by_tag {
+                session.by_tag.insert(tag, number);
+            }
+            // JSON has no word for it: there, a send that is not refused was accepted.
+            if flags.has(RequestFlags::SEND)
+                && speaks == Speaks::Binary
+                && session.accepted.replace(number).is_none()
+            {
+                self.accepted.push(session_key);
+            }
+        }
+        if flags.has(RequestFlags::SEND) {
+            self.counters.sends += 1;
+        }
+        if broadcast {
+            self.counters.broadcasts += 1;
+            self.start_broadcast(key);
+        } else if at_once {
+            self.dispatch_now(action_key, key);
+        } else {
+            self.enqueue(action_key, key, false);
+            self.dispatch(action_key);
+        }
+    }
+
+    fn over_queue_limit(&self, action: &Action, bytes: usize) -> Option<String> {
+        let queue = &action.queue;
+        let name = String::from_utf8_lossy(&action.name);
+        if queue.waiting >= self.config.queue_limit {
+            return Some(format!(
+                "{} requests wait for `{name}` already: no more are kept ({QUEUE_LIMIT})",
+                queue.waiting
+            ));
+        }
+        if queue.bytes + bytes > self.config.queue_limit_bytes {
+            return Some(format!(
+                "{} bytes wait for `{name}` already: no more are kept ({QUEUE_LIMIT}-bytes)",
+                queue.bytes
+            ));
+        }
+        None
+    }
+
+    fn deadline(&self, asked: &Asked, speaks: Speaks) -> Deadline {
+        let millis =
+            |ms: u32| (ms != 0).then(|| Duration::from_millis(u64::from(ms)).min(self.config.max_ttl));
+        let (ttl, timeout) = (millis(asked.ttl_ms), millis(asked.timeout_ms));
+        let send = asked.flags.has(RequestFlags::SEND);
+        let (after, ends_with) = match (timeout, ttl) {
+            // Nobody waits for a send: only its ttl ends it.
+            (timeout, Some(ttl)) if send => (ttl.max(timeout.unwrap_or_default()), Code::Expired),
+            (Some(timeout), None) if send => (timeout, Code::Expired),
+            (None, None) if send => (self.config.default_timeout, Code::Expired),
+            // A plain request is of no use beyond its timeout, and a ttl shorter than that is raised to it.
+            (Some(timeout), _) => (timeout, Code::Timeout),
+            (None, Some(ttl)) if speaks == Speaks::Json => (ttl, Code::Expired),
+            (None, None) if speaks == Speaks::Json => (self.config.default_json_timeout, Code::Expired),
+            (None, _) => (self.config.default_timeout, Code::Timeout),
+        };
+        Deadline { at: self.now.mono + after, ends_with }
+    }
+
+    /// The first and last word about a request that does not come in.
+    fn refuse(&mut self, conn: ConnId, session: Key<Session>, asked: &Asked, code: Code, message: String) {
+        match code {
+            Code::NoHandler => self.counters.refused_no_handler += 1,
+            Code::Overloaded => self.counters.refused_overloaded += 1,
+            Code::Draining => self.counters.refused_draining += 1,
+            Code::DurableUnavailable => self.counters.refused_durable += 1,
+            _ => self.counters.refused_malformed += 1,
+        }
+        let content = Content::from_payload(message);
+        self.reply_at_once(conn, session, asked, Some(code), content);
+        self.close_if_finished(conn);
+    }
+
+    /// Answers a request that never became a living one.
+    pub(crate) fn reply_at_once(
+        &mut self,
+        conn: ConnId,
+        session: Key<Session>,
+        asked: &Asked,
+        code: Option<Code>,
+        content: Content,
+    ) {
+        let Some(session) = self.sessions.get_mut(session) else { return };
+        session.sequence += 1;
+        let reply = Reply {
+            number: asked.number,
+            tag: Tag::from_slice(asked.content.tag()),
+            sequence: session.sequence,
+            code,
+            leg: None,
+            attempt: 0,
+            received_at_ms: self.now.wall_ms,
+            delivered_after_ms: u32::MAX,
+            handled_after_ms: if code.is_none() { 0 } else { u32::MAX },
+            content,
+        };
+        self.send(conn, ServerMessage::Reply(reply));
+    }
+
+    pub(crate) fn cancel(&mut self, conn: ConnId, target: &Target) {
+        let Some(key) = self.connection(conn).and_then(|connection| connection.session) else { return };
+        let Some(session) = self.sessions.get(key) else { return };
+        let number = match target {
+            Target::Number(number) => Some(*number),
+            Target::Name(tag) => session.by_tag.get(tag.as_ref()).copied(),
+        };
+        // A number that is not open has its outcome on the way: the reply came first.
+        if let Some(request) = number.and_then(|number| session.open.get(&number)).copied() {
+            self.counters.cancelled += 1;
+            self.call_back(request);
+            self.end_with_error(request, Code::Cancelled, "the requester cancelled it".to_owned());
+        }
+    }
+
+    pub(crate) fn request_timed_out(&mut self, key: Key<Request>) {
+        let Some(request) = self.requests.get(key) else { return };
+        let (code, waited) = (request.ends_with, self.now.mono.since(request.received.mono));
+        let what = match &request.state {
+            RequestState::Queued => "no handler had credit for it",
+            _ => "the handler has not answered",
+        };
+        let message = format!("{what} within {} ms", waited.as_millis());
+        match code {
+            Code::Timeout => self.counters.timeouts += 1,
+            _ => self.counters.expired += 1,
+        }
+        self.call_back(key);
+        self.end_with_error(key, code, message);
+    }
+
+    /// Ends a request whose session is gone: nobody is told but the handler.
+    pub(crate) fn abandon(&mut self, key: Key<Request>) {
+        self.counters.cancelled += 1;
+        self.call_back(key);
+        self.forget(key);
+    }
+
+    /// Tells the handlers that hold a request that nobody waits for it any more.
+    fn call_back(&mut self, key: Key<Request>) {
+        let Some(request) = self.requests.get(key) else { return };
+        let held: Vec<_> = match &request.state {
+            RequestState::Queued => return,
+            RequestState::Delivered(delivery) => vec![*delivery],
+            RequestState::Broadcast(legs) => legs
+                .states
+                .iter()
+                .filter_map(|leg| match leg {
+                    LegState::Delivered(delivery) => Some(*delivery),
+                    LegState::Waiting | LegState::Ended => None,
+                })
+                .collect(),
+        };
+        let tag = request.tag.clone();
+        for delivery in held {
+            let Some(handler) = self.deliveries.get(delivery).map(|delivery| delivery.handler) else {
+                continue;
+            };
+            let Some(conn) = self.handlers.get(handler).map(|handler| handler.conn) else { continue };
+            self.send(conn, ServerMessage::Cancel { delivery: delivery.raw(), tag: tag.clone() });
+        }
+    }
+}
+
+enum Refusal {
+    /// It is one of the server's own actions.
+    Internal,
+    Error(Code, String),
+}
+
+fn no_handler(action: &str) -> String {
+    format!("nobody handles `{action}` now: start a handler for it, or check the name")
+}

@@ -1,0 +1,140 @@
+//! One request to all handlers of an action, leg by leg.
+
+use ringpost_protocol::{
+    Code, Content,
+    message::{Leg, ServerMessage},
+};
+
+use crate::{
+    Broker, Speaks,
+    accept::SHARED_BUFFER_BYTES,
+    dispatch::HANDLER_LOST,
+    slab::Key,
+    state::{Handler, LegState, Legs, Request, RequestState},
+};
+
+impl Broker {
+    /// Asks all handlers that the action has now. Their number is told at once.
+    pub(crate) fn start_broadcast(&mut self, key: Key<Request>) {
+        let Some(request) = self.requests.get_mut(key) else { return };
+        let Some(action) = self.actions.get(request.action) else { return };
+        let handlers = action.handlers.clone();
+        let expected = handlers.len() as u32;
+        let states = vec![LegState::Waiting; handlers.len()];
+        request.state = RequestState::Broadcast(Box::new(Legs { open: expected, states }));
+        request.attempt = 1;
+        let (number, wants_reply, session) = (request.number, request.wants_reply(), request.session);
+        if let Some(conn) = self.sessions.get(session).map(|session| session.conn)
+            && wants_reply
+            && self.connection(conn).is_some_and(|connection| connection.speaks == Speaks::Binary)
+        {
+            self.send(conn, ServerMessage::Legs { number, expected });
+        }
+        self.count_dispatch();
+        let mut waiting = false;
+        for (leg, handler_key) in handlers.into_iter().enumerate() {
+            let leg = leg as u32;
+            let Some(handler) = self.handlers.get_mut(handler_key) else { continue };
+            if handler.has_credit() && handler.legs.is_empty() && !self.deliveries.is_full() {
+                self.deliver_leg(key, leg, handler_key);
+            } else if handler.legs.len() < self.config.leg_queue_limit {
+                handler.legs.push_back((key, leg));
+                waiting = true;
+            } else {
+                self.counters.refused_overloaded += 1;
+                let message = format!(
+                    "this handler has no credit, and {} broadcasts wait for it already (the server's --leg-queue-limit)",
+                    handler.legs.len()
+                );
+                self.end_leg(key, leg, Some(Code::Overloaded), Content::from_payload(message), false);
+            }
+        }
+        if let Some(request) = self.requests.get_mut(key) {
+            if waiting {
+                request.content.detach(SHARED_BUFFER_BYTES);
+            } else {
+                request.content = Content::default();
+            }
+        }
+    }
+
+    /// Gives a leg to its handler, which has credit.
+    pub(crate) fn deliver_leg(&mut self, key: Key<Request>, leg: u32, handler: Key<Handler>) {
+        let Some(request) = self.requests.get(key) else { return };
+        let content = request.content.clone();
+        if leg_state(request, leg) != Some(LegState::Waiting) {
+            return;
+        }
+        let Some(delivery) = self.hold(key, handler, leg, false) else { return };
+        self.set_leg_state(key, leg, LegState::Delivered(delivery));
+        self.send_delivery(key, handler, delivery, content);
+    }
+
+    /// A leg whose handler went before it got it.
+    pub(crate) fn end_waiting_leg(&mut self, key: Key<Request>, leg: u32) {
+        self.end_leg(key, leg, Some(Code::HandlerLost), Content::from_payload(HANDLER_LOST), false);
+    }
+
+    /// Ends a leg, and with the last one the broadcast. A leg that has ended stays as it is.
+    pub(crate) fn end_leg(
+        &mut self,
+        key: Key<Request>,
+        leg: u32,
+        code: Option<Code>,
+        content: Content,
+        handled: bool,
+    ) {
+        let Some(request) = self.requests.get(key) else { return };
+        if leg_state(request, leg).is_none_or(|state| state == LegState::Ended) {
+            return;
+        }
+        self.set_leg_state(key, leg, LegState::Ended);
+        let last = self.requests.get_mut(key).is_some_and(|request| match &mut request.state {
+            RequestState::Broadcast(legs) => {
+                legs.open -= 1;
+                legs.open == 0
+            }
+            RequestState::Queued | RequestState::Delivered(_) => false,
+        });
+        self.send_leg_outcome(key, leg, code, content, handled);
+        if last && let Some(request) = self.forget(key) {
+            let conn = self.sessions.get(request.session).map(|session| session.conn);
+            if let Some(conn) = conn {
+                self.close_if_finished(conn);
+            }
+        }
+    }
+
+    fn send_leg_outcome(
+        &mut self,
+        key: Key<Request>,
+        leg: u32,
+        code: Option<Code>,
+        content: Content,
+        handled: bool,
+    ) {
+        let Some(request) = self.requests.get(key).filter(|request| request.wants_reply()) else { return };
+        let expected = match &request.state {
+            RequestState::Broadcast(legs) => legs.states.len() as u32,
+            RequestState::Queued | RequestState::Delivered(_) => return,
+        };
+        let subject = request.subject();
+        self.send_outcome(subject, code, Some(Leg { index: leg, expected }), content, handled);
+    }
+
+    fn set_leg_state(&mut self, key: Key<Request>, leg: u32, state: LegState) {
+        if let Some(RequestState::Broadcast(legs)) =
+            self.requests.get_mut(key).map(|request| &mut request.state)
+            && let Some(slot) = legs.states.get_mut(leg as usize)
+        {
+            *slot = state;
+        }
+    }
+}
+
+fn leg_state(request: &Request, leg: u32) -> Option<LegState> {
+    match &request.state {
+        RequestState::Broadcast(legs) => legs.states.get(leg as usize).copied(),
+        RequestState::Queued | RequestState::Delivered(_) => None,
+    }
+}

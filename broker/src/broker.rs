@@ -1,0 +1,212 @@
+//! The entry points, and the order in which things are done.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use foldhash::{SharedSeed, fast::SeedableRandomState};
+use ringpost_protocol::{
+    message::{ClientMessage, ServerMessage},
+    time::{Now, Time, Wheel},
+};
+
+use crate::{
+    CloseReason, Config, ConnId, Counters, Input, Output,
+    receivers::Receivers,
+    slab::{Key, Slab},
+    state::{Action, Connection, Delivery, Handler, Request, Session, Table, Timer},
+};
+
+/// The broker's core. See the crate's documentation.
+#[derive(Debug)]
+pub struct Broker {
+    pub(crate) config: Config,
+    pub(crate) connections: Vec<Option<Connection>>,
+    pub(crate) sessions: Slab<Session>,
+    pub(crate) session_by_name: Table<Bytes, Key<Session>>,
+    pub(crate) actions: Slab<Action>,
+    pub(crate) action_by_name: Table<Bytes, Key<Action>>,
+    pub(crate) handlers: Slab<Handler>,
+    pub(crate) requests: Slab<Request>,
+    pub(crate) deliveries: Slab<Delivery>,
+    pub(crate) timers: Wheel<Timer>,
+    pub(crate) receivers: Receivers,
+    /// Actions with work that waits for the dispatch interval, in turn.
+    pub(crate) paced: VecDeque<Key<Action>>,
+    pub(crate) next_dispatch: Time,
+    pub(crate) pacing_set: bool,
+    /// Sessions to which an `accepted` is due at the end of the turn.
+    pub(crate) accepted: Vec<Key<Session>>,
+    pub(crate) outputs: VecDeque<Output>,
+    pub(crate) request_count: u64,
+    pub(crate) place_count: u64,
+    pub(crate) drain: Drain,
+    pub(crate) counters: Counters,
+    pub(crate) started: Now,
+    /// Both clocks at the start of the turn.
+    pub(crate) now: Now,
+    hash_state: SeedableRandomState,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Drain {
+    No,
+    Asked,
+    Done,
+}
+
+impl Broker {
+    /// A broker with nobody connected.
+    pub fn new(config: Config) -> Self {
+        let hash_state = SeedableRandomState::with_seed(config.hash_seed, SharedSeed::global_fixed());
+        Self {
+            config,
+            connections: Vec::new(),
+            sessions: Slab::default(),
+            session_by_name: Table::with_hasher(hash_state.clone()),
+            actions: Slab::default(),
+            action_by_name: Table::with_hasher(hash_state.clone()),
+            handlers: Slab::default(),
+            requests: Slab::default(),
+            deliveries: Slab::default(),
+            timers: Wheel::new(),
+            receivers: Receivers::default(),
+            paced: VecDeque::new(),
+            next_dispatch: Time::ZERO,
+            pacing_set: false,
+            accepted: Vec::new(),
+            outputs: VecDeque::new(),
+            request_count: 0,
+            place_count: 0,
+            drain: Drain::No,
+            counters: Counters::default(),
+            started: Now::default(),
+            now: Now::default(),
+            hash_state,
+        }
+    }
+
+    /// Takes in what happened at `now`. What follows from it waits in [`Broker::poll_output`].
+    pub fn handle(&mut self, input: Input, now: Now) {
+        self.enter(now);
+        match input {
+            Input::Message { conn, message } => self.message(conn, message),
+            Input::Opened { conn, speaks } => self.opened(conn, speaks),
+            Input::HalfClosed { conn } => self.half_closed(conn),
+            Input::Closed { conn } => self.closed(conn),
+            Input::Undeliverable { conn, message } => self.undeliverable(conn, *message),
+            Input::Drain { grace_ms } => self.start_drain(grace_ms),
+        }
+    }
+
+    /// Does what is due at `now`. Call it when [`Broker::next_deadline`] has come.
+    pub fn handle_timeout(&mut self, now: Now) {
+        self.enter(now);
+        while let Some(timer) = self.timers.expire(now.mono) {
+            match timer {
+                Timer::Request(request) => self.request_timed_out(request),
+                Timer::Liveness(conn) => self.check_liveness(conn),
+                Timer::Pacing => self.pacing_over(),
+                Timer::Receivers => self.tell_receivers(),
+            }
+        }
+    }
+
+    /// What to do next, or `None` when all is done that followed from the inputs so far.
+    ///
+    /// What can be said once for many inputs (`accepted`) comes last: take in all that has arrived first, then poll.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        if self.outputs.is_empty() {
+            self.end_turn();
+        }
+        self.outputs.pop_front()
+    }
+
+    /// When to call [`Broker::handle_timeout`] next. It may be early; it is never late.
+    pub fn next_deadline(&self) -> Option<Time> {
+        self.timers.next_deadline()
+    }
+
+    /// What happened how often.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Requests that have not ended.
+    pub fn open_requests(&self) -> usize {
+        self.requests.len()
+    }
+
+    fn enter(&mut self, now: Now) {
+        if self.started == Now::default() {
+            self.started = now;
+        }
+        self.now = now;
+    }
+
+    fn message(&mut self, conn: ConnId, message: ClientMessage) {
+        let now = self.now.mono;
+        let Some(connection) = self.connection_mut(conn).filter(|connection| !connection.closing) else {
+            return;
+        };
+        connection.last_heard = now;
+        if connection.session.is_none() && !matches!(message, ClientMessage::Hello(_)) {
+            return self.break_off(conn, "the first frame must be a hello");
+        }
+        match message {
+            ClientMessage::Request(request) => self.request(conn, request),
+            ClientMessage::Answer(answer) => self.answer(conn, answer),
+            ClientMessage::Hello(hello) => self.hello(conn, hello),
+            ClientMessage::Register(register) => self.register(conn, register),
+            ClientMessage::Deregister(target) => self.deregister(conn, &target),
+            ClientMessage::Credit { registration, credit } => self.credit(conn, registration, credit),
+            ClientMessage::Cancel(target) => self.cancel(conn, &target),
+            ClientMessage::Progress(progress) => self.progress(conn, progress),
+            ClientMessage::Resume(resume) => self.resume(conn, &resume),
+            ClientMessage::WatchReceivers(on) => self.watch_receivers(conn, on),
+            ClientMessage::Ping(token) => self.send(conn, ServerMessage::Pong(token)),
+            ClientMessage::Goaway => self.client_leaves(conn),
+            // Nothing is kept for these yet: plain outcomes end with their connection.
+            ClientMessage::Acknowledge(_) | ClientMessage::Pong(_) => {}
+        }
+    }
+
+    fn end_turn(&mut self) {
+        while let Some(session) = self.accepted.pop() {
+            if let Some(session) = self.sessions.get_mut(session)
+                && let Some(upto) = session.accepted.take()
+            {
+                let conn = session.conn;
+                self.send(conn, ServerMessage::Accepted { upto, tag: Default::default() });
+            }
+        }
+        if self.drain == Drain::Asked && self.requests.is_empty() {
+            self.drain = Drain::Done;
+            self.outputs.push_back(Output::Drained);
+        }
+    }
+
+    pub(crate) fn send(&mut self, conn: ConnId, message: ServerMessage) {
+        self.outputs.push_back(Output::Send { conn, message });
+    }
+
+    pub(crate) fn close(&mut self, conn: ConnId, reason: CloseReason) {
+        if let Some(connection) = self.connection_mut(conn)
+            && !connection.closing
+        {
+            connection.closing = true;
+            self.outputs.push_back(Output::Close { conn, reason });
+        }
+    }
+
+    pub(crate) fn connection(&self, conn: ConnId) -> Option<&Connection> {
+        self.connections.get(conn.0 as usize)?.as_ref()
+    }
+
+    pub(crate) fn connection_mut(&mut self, conn: ConnId) -> Option<&mut Connection> {
+        self.connections.get_mut(conn.0 as usize)?.as_mut()
+    }
+
+    pub(crate) fn table<K, V>(&self) -> Table<K, V> {
+        Table::with_hasher(self.hash_state.clone())
+    }
+}

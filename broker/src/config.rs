@@ -1,0 +1,73 @@
+use std::time::Duration;
+
+use ringpost_protocol::limits::DEFAULT_MAX_PAYLOAD_BYTES;
+
+/// How the next handler of an action is chosen among those that have credit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Policy {
+    /// One after the other.
+    #[default]
+    RoundRobin,
+    /// The one that holds the fewest requests; among equals, the one that has waited longest.
+    LeastBusy,
+}
+
+/// Everything about the broker that can be set. Random values come from the driver.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The server's own name, told to clients.
+    pub server_id: String,
+    /// Random at each start: makes delivery and request ids unique across restarts.
+    pub boot: u64,
+    /// Keys the hash tables, so that nobody outside can choose names that collide.
+    pub hash_seed: u64,
+    /// How handlers are chosen.
+    pub policy: Policy,
+    /// The least time between two dispatches; zero for none.
+    pub dispatch_interval: Duration,
+    /// The longest payload in bytes: told to clients. The codecs enforce it.
+    pub max_payload: u32,
+    /// Requests that may wait for credit in one action's queue.
+    pub queue_limit: usize,
+    /// Bytes that may wait in one action's queue.
+    pub queue_limit_bytes: usize,
+    /// Legs of broadcasts that may wait for one handler.
+    pub leg_queue_limit: usize,
+    /// Actions that one connection may register.
+    pub max_actions: usize,
+    /// The credit of a handler that named none.
+    pub default_credit: u32,
+    /// The timeout of a request that names none.
+    pub default_timeout: Duration,
+    /// The same in the JSON dialect, where neither ttl nor timeout is given.
+    pub default_json_timeout: Duration,
+    /// The longest ttl and timeout: longer ones are cut to it.
+    pub max_ttl: Duration,
+    /// Silence on a binary connection after which it is sent a ping. It counts as lost after three times that.
+    pub ping_interval: Duration,
+    /// Changes of the receivers that are closer together than this become one message.
+    pub receivers_interval: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            server_id: "ringpost".into(),
+            boot: 0,
+            hash_seed: 0,
+            policy: Policy::default(),
+            dispatch_interval: Duration::ZERO,
+            max_payload: DEFAULT_MAX_PAYLOAD_BYTES,
+            queue_limit: 65_536,
+            queue_limit_bytes: 64 << 20,
+            leg_queue_limit: 16,
+            max_actions: 1024,
+            default_credit: 64,
+            default_timeout: Duration::from_secs(10),
+            default_json_timeout: Duration::from_secs(60),
+            max_ttl: Duration::from_secs(7 * 24 * 3600),
+            ping_interval: Duration::from_secs(5),
+            receivers_interval: Duration::from_millis(20),
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! Who is connected, the session that a connection speaks for, and how both end.
+
+use ringpost_protocol::{
+    Code,
+    limits::{MAX_SESSION_BYTES, NameError, check_own_name},
+    message::{ErrorReport, Hello, OpenState, Register, Resume, Scope, ServerMessage, Target, Welcome},
+};
+
+use crate::{
+    Broker, CloseReason, ConnId, Speaks,
+    broker::Drain,
+    slab::Key,
+    state::{Connection, Handler, Session, Timer},
+};
+
+impl Broker {
+    pub(crate) fn opened(&mut self, conn: ConnId, speaks: Speaks) {
+        self.counters.connections_opened += 1;
+        let index = conn.0 as usize;
+        if self.connections.len() <= index {
+            self.connections.resize_with(index + 1, || None);
+        }
+        debug_assert!(self.connections[index].is_none(), "{conn} was closed before its number is used again");
+        self.connections[index] = Some(Connection {
+            speaks,
+            session: None,
+            handlers: Vec::new(),
+            half_closed: false,
+            leaving: false,
+            closing: false,
+            receivers_seen: None,
+            last_heard: self.now.mono,
+            liveness: None,
+        });
+        if speaks == Speaks::Json {
+            self.open_session(conn, Default::default());
+        }
+    }
+
+    pub(crate) fn hello(&mut self, conn: ConnId, hello: Hello) {
+        if self.connection(conn).is_none_or(|connection| connection.session.is_some()) {
+            return self.break_off(conn, "there is one hello in a connection, its first frame");
+        }
+        if hello.session.len() > MAX_SESSION_BYTES || std::str::from_utf8(&hello.session).is_err() {
+            return self.break_off(conn, "a session's name is UTF-8 and at most 255 bytes long");
+        }
+        let epoch = self.open_session(conn, hello.session);
+        let welcome = Welcome {
+            server_id: self.config.server_id.clone().into(),
+            boot: self.config.boot,
+            epoch,
+            next_number: 1,
+            max_payload: self.config.max_payload,
+            ping_interval_ms: u32::try_from(self.config.ping_interval.as_millis()).unwrap_or(u32::MAX),
+            headers: Default::default(),
+        };
+        self.send(conn, ServerMessage::Welcome(welcome));
+        let timer = self.timers.insert(self.now.mono + self.config.ping_interval, Timer::Liveness(conn));
+        if let Some(connection) = self.connection_mut(conn) {
+            connection.liveness = Some(timer);
+        }
+        if hello.watch_receivers {
+            self.watch_receivers(conn, true);
+        }
+        if self.drain != Drain::No {
+            self.send_goaway(conn, 0);
+        }
+    }
+
+    /// Gives the connection a session. One of the same name that another connection has is taken from it.
+    fn open_session(&mut self, conn: ConnId, name: bytes::Bytes) -> u64 {
+        let mut epoch = 1;
+        if !name.is_empty()
+            && let Some(&taken) = self.session_by_name.get(&name)
+            && let Some(session) = self.sessions.get(taken)
+        {
+            epoch = session.epoch + 1;
+            let older = session.conn;
+            self.counters.sessions_taken += 1;
+            let message = "another connection has taken this session over".to_owned();
+            self.refuse_connection(older, Code::SessionTaken, message);
+            self.end_connection(older);
+        }
+        let name = bytes::Bytes::copy_from_slice(&name);
+        let session = self.sessions.insert(Session {
+            name: name.clone(),
+            conn,
+            epoch,
+            next_number: 1,
+            open: self.table(),
+            by_tag: self.table(),
+            sequence: 0,
+            accepted: None,
+        });
+        if !name.is_empty() {
+            self.session_by_name.insert(name, session);
+        }
+        if let Some(connection) = self.connection_mut(conn) {
+            connection.session = Some(session);
+        }
+        epoch
+    }
+
+    /// JSON: an `init` names the session. It has one already, without a name, unless it was named before.
+    fn name_session(&mut self, conn: ConnId, name: &bytes::Bytes) {
+        let Some(key) = self.connection(conn).and_then(|connection| connection.session) else { return };
+        let unnamed = self.sessions.get(key).is_some_and(|session| session.name.is_empty());
+        if name.is_empty() || !unnamed || name.len() > MAX_SESSION_BYTES {
+            return;
+        }
+        let mut epoch = 1;
+        if let Some(session) = self.session_by_name.get(name).and_then(|taken| self.sessions.get(*taken)) {
+            epoch = session.epoch + 1;
+            let older = session.conn;
+            self.counters.sessions_taken += 1;
+            let message = "another connection has taken this session over".to_owned();
+            self.refuse_connection(older, Code::SessionTaken, message);
+            self.end_connection(older);
+        }
+        let name = bytes::Bytes::copy_from_slice(name);
+        if let Some(session) = self.sessions.get_mut(key) {
+            (session.name, session.epoch) = (name.clone(), epoch);
+        }
+        self.session_by_name.insert(name, key);
+    }
+
+    /// Nothing outlives its connection yet: of all that a returning client has open, nothing is known any more.
+    pub(crate) fn resume(&mut self, conn: ConnId, resume: &Resume) {
+        let open = resume.open.iter().map(|number| (*number, OpenState::Lost)).collect();
+        self.send(conn, ServerMessage::Resumed { open, forgotten: resume.held.clone() });
+    }
+
+    pub(crate) fn register(&mut self, conn: ConnId, register: Register) {
+        self.name_session(conn, &register.session);
+        let report = |code, message| {
+            let number = u64::from(register.registration);
+            ServerMessage::Error(ErrorReport { scope: Scope::Registration, number, code, message })
+        };
+        if let Err(error) = check_own_name(&register.action) {
+            self.counters.refused_registrations += 1;
+            let code = if error == NameError::Reserved { Code::ReservedName } else { Code::Malformed };
+            let name = String::from_utf8_lossy(&register.action);
+            return self.send(conn, report(code, format!("`{name}` cannot be registered: {error}")));
+        }
+        let credit = if register.credit == 0 { self.config.default_credit } else { register.credit };
+        if let Some(handler) = self.registration(conn, register.registration, &register.action) {
+            // JSON clients name their registrations by the action: registering again changes the credit.
+            if self.connection(conn).is_some_and(|connection| connection.speaks == Speaks::Json) {
+                return self.set_credit(handler, credit);
+            }
+            self.counters.refused_registrations += 1;
+            let message = format!("this connection has a registration {} already", register.registration);
+            return self.send(conn, report(Code::Malformed, message));
+        }
+        let registered = self.connection(conn).map_or(0, |connection| connection.handlers.len());
+        if registered >= self.config.max_actions || self.handlers.is_full() {
+            self.counters.refused_registrations += 1;
+            let message = format!(
+                "this connection has {registered} registrations: no more are allowed (the server's --max-actions)"
+            );
+            return self.send(conn, report(Code::Overloaded, message));
+        }
+        if register.registration != 0 {
+            self.send(conn, ServerMessage::Registered { registration: register.registration });
+        }
+        self.add_handler(conn, register.registration, credit, &register.action);
+        if self.connection(conn).is_some_and(|connection| connection.speaks == Speaks::Json) {
+            self.watch_receivers(conn, true);
+        }
+    }
+
+    /// The handler that this connection registered under that number (binary) or for that action (JSON).
+    fn registration(&self, conn: ConnId, registration: u32, action: &[u8]) -> Option<Key<Handler>> {
+        self.connection(conn)?.handlers.iter().copied().find(|key| {
+            self.handlers.get(*key).is_some_and(|handler| {
+                let same_action =
+                    || self.actions.get(handler.action).is_some_and(|known| known.name.as_ref() == action);
+                !handler.retired
+                    && handler.registration == registration
+                    && (registration != 0 || same_action())
+            })
+        })
+    }
+
+    pub(crate) fn deregister(&mut self, conn: ConnId, target: &Target) {
+        let handler = match target {
+            Target::Number(number) => {
+                u32::try_from(*number).ok().and_then(|number| self.registration(conn, number, &[]))
+            }
+            Target::Name(action) => self.registration(conn, 0, action),
+        };
+        if let Some(handler) = handler {
+            self.retire_handler(handler);
+        }
+    }
+
+    pub(crate) fn credit(&mut self, conn: ConnId, registration: u32, credit: u32) {
+        if let Some(handler) = self.registration(conn, registration, &[]) {
+            self.set_credit(handler, credit);
+        }
+    }
+
+    /// The client wants no more deliveries and sends no more requests.
+    pub(crate) fn client_leaves(&mut self, conn: ConnId) {
+        let Some(connection) = self.connection_mut(conn) else { return };
+        connection.leaving = true;
+        for handler in connection.handlers.clone() {
+            self.retire_handler(handler);
+        }
+        self.close_if_finished(conn);
+    }
+
+    /// The client will say nothing more. What it asked is answered; what its handlers hold can never be.
+    pub(crate) fn half_closed(&mut self, conn: ConnId) {
+        let Some(connection) = self.connection_mut(conn) else { return };
+        connection.half_closed = true;
+        self.lose_handlers(conn);
+        self.close_if_finished(conn);
+    }
+
+    pub(crate) fn closed(&mut self, conn: ConnId) {
+        self.end_connection(conn);
+        if self.connections.get_mut(conn.0 as usize).and_then(Option::take).is_some() {
+            self.counters.connections_closed += 1;
+        }
+    }
+
+    /// Ends what a connection had, whether or not its socket is gone already: handlers, session, open requests.
+    fn end_connection(&mut self, conn: ConnId) {
+        self.lose_handlers(conn);
+        self.receivers.watchers.remove(&conn);
+        let Some(connection) = self.connection_mut(conn) else { return };
+        connection.receivers_seen = None;
+        let (session, liveness) = (connection.session.take(), connection.liveness.take());
+        if let Some(timer) = liveness {
+            self.timers.cancel(timer);
+        }
+        let Some(key) = session else { return };
+        let mut open: Vec<_> = self
+            .sessions
+            .get(key)
+            .map(|session| session.open.values().copied().collect())
+            .unwrap_or_default();
+        // The table's order is random; what follows from it must not be.
+        open.sort_unstable();
+        for request in open {
+            self.abandon(request);
+        }
+        if let Some(session) = self.sessions.remove(key)
+            && self.session_by_name.get(&session.name) == Some(&key)
+        {
+            self.session_by_name.remove(&session.name);
+        }
+    }
+
+    fn lose_handlers(&mut self, conn: ConnId) {
+        let Some(connection) = self.connection_mut(conn) else { return };
+        for handler in std::mem::take(&mut connection.handlers) {
+            self.lose_handler(handler);
+        }
+    }
+
+    /// Closes a connection whose client has nothing more to say, once nothing is open.
+    pub(crate) fn close_if_finished(&mut self, conn: ConnId) {
+        let Some(connection) = self.connection(conn) else { return };
+        let ends = connection.half_closed || (connection.leaving && connection.handlers.is_empty());
+        let session = connection.session.and_then(|session| self.sessions.get(session));
+        if ends && session.is_none_or(|session| session.open.is_empty()) {
+            self.close(conn, CloseReason::Finished);
+        }
+    }
+
+    pub(crate) fn check_liveness(&mut self, conn: ConnId) {
+        let interval = self.config.ping_interval;
+        let Some(connection) = self.connection(conn) else { return };
+        if connection.closing {
+            return;
+        }
+        let silence = self.now.mono.since(connection.last_heard);
+        if silence >= interval * 3 {
+            self.counters.connections_silent += 1;
+            let message = format!("nothing was heard from this connection for {} s", silence.as_secs());
+            let report =
+                ErrorReport { scope: Scope::Connection, number: 0, code: Code::ConnectionLost, message };
+            self.send(conn, ServerMessage::Error(report));
+            self.close(conn, CloseReason::Silent);
+            return self.end_connection(conn);
+        }
+        let next = if silence >= interval {
+            self.send(conn, ServerMessage::Ping(self.now.mono.micros()));
+            self.now.mono + interval
+        } else {
+            self.now.mono + (interval - silence)
+        };
+        let timer = self.timers.insert(next, Timer::Liveness(conn));
+        if let Some(connection) = self.connection_mut(conn) {
+            connection.liveness = Some(timer);
+        }
+    }
+
+    pub(crate) fn start_drain(&mut self, grace_ms: u32) {
+        if self.drain != Drain::No {
+            return;
+        }
+        self.drain = Drain::Asked;
+        for index in 0..self.connections.len() {
+            self.send_goaway(ConnId(index as u32), grace_ms);
+        }
+    }
+
+    fn send_goaway(&mut self, conn: ConnId, grace_ms: u32) {
+        let told = |connection: &Connection| {
+            connection.speaks == Speaks::Binary && connection.session.is_some() && !connection.closing
+        };
+        if self.connection(conn).is_some_and(told) {
+            let reason = "the server is leaving: finish what is open and connect elsewhere".to_owned();
+            self.send(conn, ServerMessage::Goaway { grace_ms, reason });
+        }
+    }
+
+    /// Tells a client what rule it broke, and closes.
+    pub(crate) fn break_off(&mut self, conn: ConnId, message: &str) {
+        self.refuse_connection(conn, Code::Malformed, message.to_owned());
+        self.end_connection(conn);
+    }
+
+    fn refuse_connection(&mut self, conn: ConnId, code: Code, message: String) {
+        self.counters.connections_refused += 1;
+        let report = ErrorReport { scope: Scope::Connection, number: 0, code, message };
+        self.send(conn, ServerMessage::Error(report));
+        self.close(conn, CloseReason::Refused(code));
+    }
+}

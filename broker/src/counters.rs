@@ -1,0 +1,72 @@
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident: $text:literal,)*) => {
+        /// What happened how often since the start. `$sys.stats` shows all of them under their camelCase names.
+        #[derive(Debug, Clone, Default, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub struct Counters { $($(#[$doc])* pub $name: u64,)* }
+
+        impl Counters {
+            /// Every counter with the name it is shown under, always in the same order.
+            pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+                [$(($text, self.$name),)*].into_iter()
+            }
+        }
+    };
+}
+
+counters! {
+    /// Requests that arrived, sends and broadcasts included.
+    requests: "requests",
+    /// Of these, sends.
+    sends: "sends",
+    /// Of these, broadcasts.
+    broadcasts: "broadcasts",
+    /// Requests given to a handler; attempts and legs count each.
+    deliveries: "deliveries",
+    /// Deliveries beyond a request's first.
+    redeliveries: "redeliveries",
+    /// Replies with data that reached the core in time.
+    replies: "replies",
+    /// Errors that handlers answered with.
+    handler_errors: "handlerErrors",
+    /// Answers whose request was decided before: dropped.
+    late_answers: "lateAnswers",
+    /// Answers to deliveries that the connection did not hold: refused.
+    foreign_answers: "foreignAnswers",
+    /// Requests that ended with `timeout`.
+    timeouts: "timeouts",
+    /// Requests that ended with `expired`.
+    expired: "expired",
+    /// Requests that their requester cancelled, or whose requester went away.
+    cancelled: "cancelled",
+    /// Attempts that were lost with their handler.
+    lost_attempts: "lostAttempts",
+    /// Requests that ended with `handlerLost`.
+    handler_lost: "handlerLost",
+    /// Requests refused with `noHandler`.
+    refused_no_handler: "refusedNoHandler",
+    /// Requests and legs refused with `overloaded`.
+    refused_overloaded: "refusedOverloaded",
+    /// Requests refused with `draining`.
+    refused_draining: "refusedDraining",
+    /// Durable requests refused because there is no data directory.
+    refused_durable: "refusedDurable",
+    /// Requests refused for their form.
+    refused_malformed: "refusedMalformed",
+    /// Payloads that were not JSON and met a JSON connection.
+    undeliverable: "undeliverable",
+    /// Registrations refused: a bad name, or too many of them.
+    refused_registrations: "refusedRegistrations",
+    /// Connections since the start.
+    connections_opened: "connectionsOpened",
+    /// Connections that ended.
+    connections_closed: "connectionsClosed",
+    /// Connections closed because they broke the rules.
+    connections_refused: "connectionsRefused",
+    /// Connections closed after too long a silence.
+    connections_silent: "connectionsSilent",
+    /// Connections closed because another one took their session.
+    sessions_taken: "sessionsTaken",
+    /// Lists of receivers sent.
+    receivers_sent: "receiversSent",
+}

@@ -1,0 +1,293 @@
+//! Actions, their handlers and queues: who gets the next request, and when.
+
+mod ready;
+
+use ringpost_protocol::{Code, message::RequestFlags, time::Time};
+
+pub(crate) use self::ready::Ready;
+use crate::{
+    Broker, ConnId,
+    accept::SHARED_BUFFER_BYTES,
+    slab::Key,
+    state::{Action, Handler, Queue, Request, RequestState, Timer},
+};
+
+impl Broker {
+    pub(crate) fn add_handler(&mut self, conn: ConnId, registration: u32, credit: u32, name: &[u8]) {
+        let action = match self.action_by_name.get(name) {
+            Some(action) => *action,
+            None => {
+                let name = bytes::Bytes::copy_from_slice(name);
+                let ready = Ready::new(self.config.policy);
+                let (handlers, queue) = (Vec::new(), Queue::default());
+                let action =
+                    self.actions.insert(Action { name: name.clone(), handlers, ready, queue, paced: false });
+                self.action_by_name.insert(name, action);
+                action
+            }
+        };
+        let (held, legs) = (Vec::new(), Default::default());
+        let handler = Handler { conn, action, registration, credit, held, place: None, legs, retired: false };
+        let key = self.handlers.insert(handler);
+        if let Some(connection) = self.connection_mut(conn) {
+            connection.handlers.push(key);
+        }
+        if let Some(action) = self.actions.get_mut(action) {
+            action.handlers.push(key);
+            if action.handlers.len() == 1 {
+                self.receivers_changed();
+            }
+        }
+        self.offer_credit(key);
+    }
+
+    pub(crate) fn set_credit(&mut self, key: Key<Handler>, credit: u32) {
+        if let Some(handler) = self.handlers.get_mut(key) {
+            handler.credit = credit;
+            self.displace(key);
+            self.offer_credit(key);
+        }
+    }
+
+    /// The handler takes nothing more. It is forgotten with the answer to the last thing that it holds.
+    pub(crate) fn retire_handler(&mut self, key: Key<Handler>) {
+        self.displace(key);
+        let Some(handler) = self.handlers.get_mut(key).filter(|handler| !handler.retired) else { return };
+        handler.retired = true;
+        let (action, legs) = (handler.action, std::mem::take(&mut handler.legs));
+        for (request, leg) in legs {
+            self.end_waiting_leg(request, leg);
+        }
+        self.leave_action(action, key);
+        self.offer_credit(key);
+    }
+
+    /// The handler is gone, and with it the attempts that it held.
+    pub(crate) fn lose_handler(&mut self, key: Key<Handler>) {
+        self.displace(key);
+        let Some(handler) = self.handlers.remove(key) else { return };
+        let mut lost: Vec<_> = Vec::with_capacity(handler.held.len());
+        for delivery_key in handler.held {
+            if let Some(delivery) = self.deliveries.remove(delivery_key)
+                && let Some(request) = self.requests.get(delivery.request)
+            {
+                lost.push((request.count, delivery_key, delivery));
+            }
+        }
+        // What was accepted first is dispatched first again.
+        lost.sort_unstable_by_key(|(count, _, _)| *count);
+        let mut again = Vec::new();
+        for (_, delivery_key, delivery) in lost {
+            self.counters.lost_attempts += 1;
+            if let Some(request) = self.lose_attempt(delivery_key, &delivery) {
+                again.push(request);
+            }
+        }
+        for (request, leg) in handler.legs {
+            self.end_waiting_leg(request, leg);
+        }
+        for request in again.into_iter().rev() {
+            let name = self.requests.get(request).map(|request| request.content.name());
+            match name.and_then(|name| self.action_by_name.get(name)).copied() {
+                Some(action) => self.enqueue(action, request, true),
+                None => self.end_with_error(request, Code::HandlerLost, HANDLER_LOST.to_owned()),
+            }
+        }
+        if !handler.retired {
+            self.leave_action(handler.action, key);
+        }
+        self.dispatch(handler.action);
+    }
+
+    /// An action that is left by its last handler ends all that waits for it.
+    fn leave_action(&mut self, action_key: Key<Action>, handler: Key<Handler>) {
+        let Some(action) = self.actions.get_mut(action_key) else { return };
+        action.handlers.retain(|key| *key != handler);
+        if !action.handlers.is_empty() {
+            return;
+        }
+        let queue = std::mem::take(&mut action.queue);
+        let name = action.name.clone();
+        self.action_by_name.remove(&name);
+        self.actions.remove(action_key);
+        self.receivers_changed();
+        for key in queue.line {
+            let Some(request) = self.requests.get(key).filter(|request| request.is_queued()) else {
+                continue;
+            };
+            if request.attempt > 0 {
+                self.end_with_error(key, Code::HandlerLost, HANDLER_LOST.to_owned());
+            } else {
+                let message = format!("the last handler of `{}` is gone", String::from_utf8_lossy(&name));
+                self.end_with_error(key, Code::NoHandler, message);
+            }
+        }
+    }
+
+    /// Puts a request into its action's queue: at the end, or at the head when it was delivered before.
+    pub(crate) fn enqueue(&mut self, action: Key<Action>, key: Key<Request>, at_head: bool) {
+        let (Some(action_entry), Some(request)) = (self.actions.get_mut(action), self.requests.get_mut(key))
+        else {
+            return;
+        };
+        request.state = RequestState::Queued;
+        request.action = action;
+        request.content.detach(SHARED_BUFFER_BYTES);
+        let queue = &mut action_entry.queue;
+        queue.waiting += 1;
+        queue.bytes += request.content.len();
+        if at_head { queue.line.push_front(key) } else { queue.line.push_back(key) }
+    }
+
+    /// A request that waited ends. Its key stays in the line until it is met or swept out.
+    pub(crate) fn left_queue(&mut self, action: Key<Action>, bytes: usize) {
+        let Some(action) = self.actions.get_mut(action) else { return };
+        let queue = &mut action.queue;
+        queue.waiting -= 1;
+        queue.bytes -= bytes;
+        if queue.line.len() > 2 * queue.waiting + 32 {
+            let requests = &self.requests;
+            queue.line.retain(|key| requests.get(*key).is_some_and(Request::is_queued));
+        }
+    }
+
+    /// Gives waiting requests to handlers with credit, as far as both go.
+    pub(crate) fn dispatch(&mut self, action_key: Key<Action>) {
+        loop {
+            let Some(action) = self.actions.get_mut(action_key) else { return };
+            if action.queue.waiting == 0 || action.ready.is_empty() {
+                return;
+            }
+            if !self.may_dispatch() {
+                return self.wait_for_pace(action_key);
+            }
+            self.dispatch_one(action_key);
+        }
+    }
+
+    fn dispatch_one(&mut self, action_key: Key<Action>) {
+        let Some(action) = self.actions.get_mut(action_key) else { return };
+        while let Some(key) = action.queue.line.pop_front() {
+            // A key may stand twice in the line after a redelivery; only the request's own state counts.
+            if let Some(request) = self.requests.get(key).filter(|request| request.is_queued()) {
+                action.queue.waiting -= 1;
+                action.queue.bytes -= request.content.len();
+                return self.dispatch_now(action_key, key);
+            }
+        }
+    }
+
+    /// Gives a request to the handler whose turn it is. The caller has seen that there is one.
+    pub(crate) fn dispatch_now(&mut self, action: Key<Action>, request: Key<Request>) {
+        let Some(handler) = self.actions.get(action).and_then(|action| action.ready.first()) else { return };
+        self.count_dispatch();
+        self.deliver(request, handler);
+    }
+
+    /// What a handler's free credit is used for: legs that wait for it, then its action's queue.
+    pub(crate) fn offer_credit(&mut self, key: Key<Handler>) {
+        let Some(handler) = self.handlers.get_mut(key) else { return };
+        if handler.retired {
+            if handler.held.is_empty() {
+                let conn = handler.conn;
+                self.handlers.remove(key);
+                if let Some(connection) = self.connection_mut(conn) {
+                    connection.handlers.retain(|handler| *handler != key);
+                }
+                self.close_if_finished(conn);
+            }
+            return;
+        }
+        while let Some(handler) = self.handlers.get_mut(key)
+            && handler.has_credit()
+            && let Some((request, leg)) = handler.legs.pop_front()
+        {
+            self.deliver_leg(request, leg, key);
+        }
+        let Some(action) = self.place(key) else { return };
+        if self.actions.get(action).is_some_and(|action| action.queue.waiting > 0) {
+            self.dispatch(action);
+        }
+    }
+
+    /// Lets a handler with credit stand in line, if it does not yet.
+    pub(crate) fn place(&mut self, key: Key<Handler>) -> Option<Key<Action>> {
+        let handler = self.handlers.get_mut(key)?;
+        let action = handler.action;
+        if handler.has_credit() && handler.place.is_none() {
+            self.place_count += 1;
+            handler.place = Some(self.place_count);
+            self.actions.get_mut(action)?.ready.insert(key, handler.held.len(), self.place_count);
+        }
+        Some(action)
+    }
+
+    /// Takes a handler out of the line.
+    pub(crate) fn displace(&mut self, key: Key<Handler>) {
+        if let Some(handler) = self.handlers.get_mut(key)
+            && let Some(place) = handler.place.take()
+            && let Some(action) = self.actions.get_mut(handler.action)
+        {
+            action.ready.remove(key, handler.held.len(), place);
+        }
+    }
+
+    /// Whether the dispatch interval allows a dispatch now.
+    pub(crate) fn may_dispatch(&self) -> bool {
+        self.config.dispatch_interval.is_zero() || self.now.mono >= self.next_dispatch
+    }
+
+    pub(crate) fn count_dispatch(&mut self) {
+        if !self.config.dispatch_interval.is_zero() {
+            self.next_dispatch = self.now.mono + self.config.dispatch_interval;
+        }
+    }
+
+    fn wait_for_pace(&mut self, action_key: Key<Action>) {
+        if let Some(action) = self.actions.get_mut(action_key)
+            && !action.paced
+        {
+            action.paced = true;
+            self.paced.push_back(action_key);
+        }
+        if !self.pacing_set {
+            self.pacing_set = true;
+            self.timers.insert(self.next_dispatch.max(Time::ZERO), Timer::Pacing);
+        }
+    }
+
+    /// The dispatch interval is over: the action whose turn it is dispatches one request.
+    pub(crate) fn pacing_over(&mut self) {
+        self.pacing_set = false;
+        while self.may_dispatch()
+            && let Some(key) = self.paced.pop_front()
+        {
+            if let Some(action) = self.actions.get_mut(key) {
+                action.paced = false;
+                self.dispatch(key);
+            }
+        }
+        if let Some(first) = self.paced.front().copied() {
+            self.wait_for_pace(first);
+        }
+    }
+}
+
+/// What a requester is told whose request went down with its handler.
+pub(crate) const HANDLER_LOST: &str = "the handler's connection was lost before it answered; it may have run";
+
+impl Handler {
+    pub(crate) fn has_credit(&self) -> bool {
+        !self.retired && self.held.len() < self.credit as usize
+    }
+}
+
+impl Request {
+    pub(crate) fn is_queued(&self) -> bool {
+        matches!(self.state, RequestState::Queued)
+    }
+
+    pub(crate) fn wants_reply(&self) -> bool {
+        !self.flags.has(RequestFlags::SEND)
+    }
+}

@@ -1,0 +1,101 @@
+//! What goes into the core and what comes out of it.
+
+use std::fmt;
+
+use ringpost_protocol::{
+    Code,
+    message::{ClientMessage, ServerMessage},
+};
+
+/// A connection, as the driver numbers it. A number may be used again once its [`Input::Closed`] was handled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnId(pub u32);
+
+impl fmt::Display for ConnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "connection {}", self.0)
+    }
+}
+
+/// Which dialect a connection speaks: JSON has no hello and no numbers, the binary one has both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Speaks {
+    /// The binary dialect.
+    Binary,
+    /// The JSON dialect.
+    Json,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Input {
+    /// A connection is there and has shown which dialect it speaks.
+    Opened {
+        /// Its number from now on.
+        conn: ConnId,
+        /// Its dialect.
+        speaks: Speaks,
+    },
+    /// A client said something.
+    Message {
+        /// On this connection.
+        conn: ConnId,
+        /// What it said.
+        message: ClientMessage,
+    },
+    /// A payload could not be put into the dialect of the connection that it was for ([`Output::Send`] of a delivery
+    /// or a reply): it is not JSON.
+    Undeliverable {
+        /// The connection that would have got it.
+        conn: ConnId,
+        /// The message that could not be encoded.
+        message: Box<ServerMessage>,
+    },
+    /// A client has ended its half of the connection: it will say nothing more.
+    HalfClosed {
+        /// On this connection.
+        conn: ConnId,
+    },
+    /// A connection is gone. Nothing more comes from it, and nothing can be sent to it.
+    Closed {
+        /// Which.
+        conn: ConnId,
+    },
+    /// The server shall leave: tell everybody, accept nothing new, finish what is open.
+    Drain {
+        /// How long the driver will wait for that, in milliseconds.
+        grace_ms: u32,
+    },
+}
+
+/// What to do. The driver does it in this order for each connection.
+#[derive(Debug)]
+pub enum Output {
+    /// Send a message.
+    Send {
+        /// To this connection.
+        conn: ConnId,
+        /// The message.
+        message: ServerMessage,
+    },
+    /// Send what was given before, then close.
+    Close {
+        /// This connection.
+        conn: ConnId,
+        /// Why.
+        reason: CloseReason,
+    },
+    /// After [`Input::Drain`]: nothing is open any more.
+    Drained,
+}
+
+/// Why the broker closes a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CloseReason {
+    /// The client had ended its half, and everything that was open is answered.
+    Finished,
+    /// It broke the rules, or may not be here any more. It has been told.
+    Refused(Code),
+    /// It was silent for too long.
+    Silent,
+}

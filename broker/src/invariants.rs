@@ -1,0 +1,136 @@
+//! What must hold between any two inputs. Simulations and tests check it after each step.
+
+use std::collections::HashMap;
+
+use crate::{
+    Broker,
+    dispatch::Ready,
+    state::{LegState, RequestState},
+};
+
+impl Broker {
+    /// Checks all that must hold between two inputs. Takes time in proportion to all that the broker holds.
+    ///
+    /// # Panics
+    /// With what does not hold.
+    pub fn check_invariants(&self) {
+        self.check_requests();
+        self.check_deliveries();
+        self.check_handlers();
+        self.check_actions();
+    }
+
+    /// Every request is open in its session, exactly once, and has a timer.
+    fn check_requests(&self) {
+        let open: usize = self.sessions.iter().map(|(_, session)| session.open.len()).sum();
+        assert_eq!(open, self.requests.len(), "open numbers = requests");
+        for (key, request) in self.requests.iter() {
+            let session = self.sessions.get(request.session);
+            assert!(
+                session.is_some_and(|session| session.open.get(&request.number) == Some(&key)),
+                "{key:?} is open"
+            );
+            match &request.state {
+                RequestState::Queued => {
+                    assert!(self.actions.contains(request.action), "queued {key:?} has a queue to be in");
+                }
+                RequestState::Delivered(delivery) => {
+                    let delivery = self.deliveries.get(*delivery);
+                    assert!(delivery.is_some_and(|delivery| delivery.request == key), "{key:?} is held");
+                    assert!((1..=request.max_attempts).contains(&request.attempt), "attempts of {key:?}");
+                }
+                RequestState::Broadcast(legs) => {
+                    let open = legs.states.iter().filter(|leg| **leg != LegState::Ended).count();
+                    assert!(open == legs.open as usize && open > 0, "open legs of {key:?}");
+                }
+            }
+        }
+        for (name, key) in &self.session_by_name {
+            assert!(self.sessions.get(*key).is_some_and(|session| session.name == *name), "session names");
+        }
+        let connected =
+            self.connections.iter().flatten().filter(|connection| connection.session.is_some()).count();
+        assert_eq!(connected, self.sessions.len(), "a session each");
+    }
+
+    /// Every delivery stands in its handler's list, at the place that it says.
+    fn check_deliveries(&self) {
+        let held: usize = self.handlers.iter().map(|(_, handler)| handler.held.len()).sum();
+        assert_eq!(held, self.deliveries.len(), "held = deliveries");
+        for (key, delivery) in self.deliveries.iter() {
+            let handler = self.handlers.get(delivery.handler);
+            let place = delivery.place as usize;
+            assert!(handler.is_some_and(|handler| handler.held.get(place) == Some(&key)), "place of {key:?}");
+        }
+    }
+
+    /// A handler stands in line exactly while it has credit.
+    fn check_handlers(&self) {
+        let mut in_line = HashMap::new();
+        for (_, action) in self.actions.iter() {
+            match &action.ready {
+                Ready::RoundRobin(line) => {
+                    line.iter().for_each(|key| *in_line.entry(key.raw()).or_insert(0) += 1)
+                }
+                Ready::LeastBusy(order) => {
+                    for (held, place, key) in order {
+                        let handler = self.handlers.get(*key);
+                        assert!(
+                            handler.is_some_and(
+                                |handler| handler.held.len() == *held && handler.place == Some(*place)
+                            ),
+                            "order of {key:?}"
+                        );
+                        *in_line.entry(key.raw()).or_insert(0) += 1;
+                    }
+                }
+            }
+        }
+        for (key, handler) in self.handlers.iter() {
+            let times = in_line.remove(&key.raw()).unwrap_or(0);
+            assert_eq!(times, usize::from(handler.place.is_some()), "{key:?} in line");
+            assert_eq!(handler.place.is_some(), handler.has_credit(), "{key:?} in line while it has credit");
+            assert!(handler.legs.len() <= self.config.leg_queue_limit, "legs of {key:?}");
+            assert!(handler.legs.is_empty() || !handler.has_credit(), "legs wait only for credit");
+            let connection = self.connection(handler.conn);
+            assert!(
+                connection.is_some_and(|connection| connection.handlers.contains(&key)),
+                "{key:?} is connected"
+            );
+            assert!(
+                !(handler.retired && handler.held.is_empty()),
+                "a retired handler without work is forgotten"
+            );
+        }
+        assert!(in_line.is_empty(), "nobody unknown is in line");
+    }
+
+    /// Queues are counted, bounded, and empty while a handler has credit.
+    fn check_actions(&self) {
+        for (key, action) in self.actions.iter() {
+            assert!(!action.handlers.is_empty(), "an action has handlers");
+            assert_eq!(self.action_by_name.get(&action.name), Some(&key), "an action is found by its name");
+            let mut waiting: Vec<_> = action
+                .queue
+                .line
+                .iter()
+                .filter(|request| {
+                    self.requests
+                        .get(**request)
+                        .is_some_and(|request| request.is_queued() && request.action == key)
+                })
+                .collect();
+            waiting.sort_unstable();
+            waiting.dedup();
+            assert_eq!(waiting.len(), action.queue.waiting, "waiting in the queue");
+            let bytes: usize = waiting
+                .iter()
+                .filter_map(|key| self.requests.get(**key))
+                .map(|request| request.content.len())
+                .sum();
+            assert_eq!(bytes, action.queue.bytes, "bytes in the queue");
+            let idle = action.queue.waiting > 0 && !action.ready.is_empty();
+            assert!(!idle || action.paced, "nothing waits while a handler has credit");
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! What the broker remembers: connections, sessions, actions, handlers, requests and deliveries, and how they point at
+//! each other.
+//!
+//! ```text
+//! Connection ── session ──> Session ── open ──> Request ── state ──> Delivery ──> Handler ──> Action
+//!      └────── handlers ───────────────────────────────────────────────────────────^             │
+//!                                                   ^────────────── queue ───────────────────────┘
+//! ```
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use foldhash::fast::SeedableRandomState;
+use hashbrown::HashMap;
+use ringpost_protocol::{
+    Code, Content,
+    message::{RequestFlags, Tag},
+    time::{Now, Time, TimerId},
+};
+
+use crate::{ConnId, Speaks, dispatch::Ready, slab::Key};
+
+/// Tables keyed from outside are hashed with a seed that nobody outside knows.
+pub(crate) type Table<K, V> = HashMap<K, V, SeedableRandomState>;
+
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) speaks: Speaks,
+    /// There from the start in JSON, from the hello on in binary.
+    pub(crate) session: Option<Key<Session>>,
+    /// Its registrations, retired ones included while they hold something.
+    pub(crate) handlers: Vec<Key<Handler>>,
+    /// It will say nothing more; it is closed once all it asked is answered.
+    pub(crate) half_closed: bool,
+    /// It wants no more deliveries; it is closed once nothing is open in either direction.
+    pub(crate) leaving: bool,
+    /// `Close` was put out: nothing more is sent, and what it says is ignored.
+    pub(crate) closing: bool,
+    /// The version of the receivers that it was last told; `None` if it does not want to know.
+    pub(crate) receivers_seen: Option<u64>,
+    pub(crate) last_heard: Time,
+    pub(crate) liveness: Option<TimerId>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Session {
+    /// Empty: it cannot be named, and ends with its connection.
+    pub(crate) name: Bytes,
+    pub(crate) conn: ConnId,
+    pub(crate) epoch: u64,
+    pub(crate) next_number: u64,
+    /// Requests without an outcome, by number.
+    pub(crate) open: Table<u64, Key<Request>>,
+    /// JSON: the newest request of each `clientId`, for `cancel`.
+    pub(crate) by_tag: Table<Tag, u64>,
+    /// Outcomes sent so far.
+    pub(crate) sequence: u64,
+    /// `Some(upto)`: an `accepted` is due at the end of the turn.
+    pub(crate) accepted: Option<u64>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Action {
+    pub(crate) name: Bytes,
+    /// Those that take requests, in the order they registered.
+    pub(crate) handlers: Vec<Key<Handler>>,
+    /// Of these, the ones with credit.
+    pub(crate) ready: Ready,
+    pub(crate) queue: Queue,
+    /// It stands in the line of actions that wait for the dispatch interval.
+    pub(crate) paced: bool,
+}
+
+/// Requests that wait for credit. A request that ends while it waits leaves its key behind; such keys are skipped, and
+/// swept out before they are more than half of the line.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    pub(crate) line: VecDeque<Key<Request>>,
+    pub(crate) waiting: usize,
+    pub(crate) bytes: usize,
+}
+
+#[derive(Debug)]
+pub(crate) struct Handler {
+    pub(crate) conn: ConnId,
+    pub(crate) action: Key<Action>,
+    pub(crate) registration: u32,
+    pub(crate) credit: u32,
+    pub(crate) held: Vec<Key<Delivery>>,
+    /// Where it stands in its action's [`Ready`]; `None` if it has no credit or is retired.
+    pub(crate) place: Option<u64>,
+    /// Legs of broadcasts that wait for its credit.
+    pub(crate) legs: VecDeque<(Key<Request>, u32)>,
+    /// It takes nothing more, and is forgotten with its last answer.
+    pub(crate) retired: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) session: Key<Session>,
+    pub(crate) number: u64,
+    pub(crate) tag: Tag,
+    pub(crate) action: Key<Action>,
+    pub(crate) flags: RequestFlags,
+    pub(crate) max_attempts: u16,
+    pub(crate) attempt: u16,
+    /// Its [`ringpost_protocol::message::RequestId`]'s count.
+    pub(crate) count: u64,
+    pub(crate) received: Now,
+    pub(crate) deadline: Time,
+    /// What it ends with when the deadline comes.
+    pub(crate) ends_with: Code,
+    pub(crate) timer: TimerId,
+    pub(crate) delivered_after_ms: u32,
+    /// Empty once it went to the last handler that it can go to.
+    pub(crate) content: Content,
+    pub(crate) state: RequestState,
+}
+
+#[derive(Debug)]
+pub(crate) enum RequestState {
+    Queued,
+    Delivered(Key<Delivery>),
+    Broadcast(Box<Legs>),
+}
+
+#[derive(Debug)]
+pub(crate) struct Legs {
+    pub(crate) open: u32,
+    pub(crate) states: Vec<LegState>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LegState {
+    Waiting,
+    Delivered(Key<Delivery>),
+    Ended,
+}
+
+/// What a handler holds: a slot of its credit, until it answers; the request may have ended before.
+#[derive(Debug)]
+pub(crate) struct Delivery {
+    pub(crate) handler: Key<Handler>,
+    pub(crate) request: Key<Request>,
+    pub(crate) leg: u32,
+    /// Its place in [`Handler::held`].
+    pub(crate) place: u32,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Timer {
+    /// A request's time is over.
+    Request(Key<Request>),
+    /// Look whether a connection is alive.
+    Liveness(ConnId),
+    /// The dispatch interval is over.
+    Pacing,
+    /// The receivers changed, and enough time has passed since they were last told.
+    Receivers,
+}

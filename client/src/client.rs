@@ -1,0 +1,649 @@
+//! The client itself: inputs from driver and application, and what each of them leads to.
+
+use std::{borrow::Cow, collections::VecDeque, time::Duration};
+
+use ringpost_protocol::{
+    Code, Content,
+    limits::{MAX_ACTION_BYTES, MAX_HEADERS_BYTES, MAX_OPTIONS_BYTES, check_name, check_own_name},
+    message::{
+        ClientMessage, Deliver, ErrorReport, Hello, Request, Scope, ServerMessage, Target, Verdict, Welcome,
+    },
+    time::Time,
+};
+
+use crate::{
+    ClientConfig, Error, RequestSpec,
+    config::DEFAULT_TIMEOUT,
+    deliveries::Deliveries,
+    link::{Farewell, Link, Liveness, Phase},
+    output::{Delivery, DeliveryKey, Event, Output, RegistrationId, RequestKey},
+    registrations::Registrations,
+    requests::{Requests, check_payload, millis, too_many_legs},
+};
+
+/// A client of a Ringpost server. See the [crate]'s front page for how to drive it.
+///
+/// Its life: not started → dialing → greeting (hello sent) → ready → … → closed. A connection that is lost leads back
+/// to dialing after a pause, unless the configuration or the reason forbids it.
+///
+/// * Requests made without a connection wait, in order, each until its own timeout. What was sent and has no outcome
+///   when a connection is lost ends with [`Code::ConnectionLost`]: it may have run.
+/// * Registrations are made again after each welcome.
+/// * Deliveries of a lost connection are cancelled, and answers to them dropped: the broker has moved on.
+#[derive(Debug)]
+pub struct Client {
+    config: ClientConfig,
+    link: Link,
+    requests: Requests,
+    registrations: Registrations,
+    deliveries: Deliveries,
+    /// The application wants the client to end when all is done.
+    draining: bool,
+    outputs: VecDeque<Output>,
+    counters: Counters,
+}
+
+/// What a client dropped or ignored, for diagnosis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters {
+    /// Outcomes that came when nobody waited for them any more.
+    pub late_replies: u64,
+    /// Handlers' answers to deliveries that were not held any more.
+    pub late_answers: u64,
+    /// Answers that the broker did not want.
+    pub refused_answers: u64,
+    /// Connections that were lost.
+    pub lost_connections: u64,
+}
+
+impl Client {
+    /// A client that has not been started.
+    pub fn new(config: ClientConfig) -> Self {
+        Self {
+            link: Link::new(config.seed),
+            requests: Requests::new(config.timeout_grace),
+            registrations: Registrations::default(),
+            deliveries: Deliveries::new(config.task_interval),
+            draining: false,
+            outputs: VecDeque::new(),
+            counters: Counters::default(),
+            config,
+        }
+    }
+
+    // From the driver.
+
+    /// What the driver is to do next. Ask until it is `None`.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When to call [`Client::handle_timeout`] at the latest. It may be called earlier, and at any time.
+    pub fn next_deadline(&self) -> Option<Time> {
+        let next =
+            self.requests.next_deadline().min(self.deliveries.next_deadline()).min(self.link.next_deadline());
+        (next != Time::NEVER).then_some(next)
+    }
+
+    /// Begins to connect. Without effect when it was started before.
+    pub fn start(&mut self, now: Time) {
+        if self.link.phase == Phase::Idle {
+            self.dial(now);
+        }
+    }
+
+    /// The connection that was asked for is open.
+    pub fn connected(&mut self, now: Time) {
+        if self.link.phase != Phase::Dialing {
+            self.outputs.push_back(Output::Disconnect);
+            return;
+        }
+        self.link.greet(now);
+        self.say(ClientMessage::Hello(Hello {
+            session: self.config.session.clone(),
+            watch_receivers: self.config.watch_receivers,
+            headers: self.config.headers.clone(),
+        }));
+    }
+
+    /// The connection that was asked for could not be opened.
+    pub fn connect_failed(&mut self, reason: impl Into<Cow<'static, str>>, now: Time) {
+        if self.link.phase == Phase::Dialing {
+            self.link.failures += 1;
+            self.go_on_or_finish(Error::new(Code::Connect, reason), now);
+        }
+    }
+
+    /// The connection ended by itself: end of stream, or an error on the socket, or bytes that are no protocol.
+    pub fn disconnected(&mut self, reason: impl Into<Cow<'static, str>>, now: Time) {
+        if self.link.is_connected() {
+            self.lose(Error::new(Code::ConnectionLost, reason), now);
+        }
+    }
+
+    /// A message came on the open connection.
+    pub fn received(&mut self, message: ServerMessage, now: Time) {
+        if !self.link.is_connected() {
+            return;
+        }
+        self.link.heard(now);
+        if self.link.phase != Phase::Ready {
+            return self.received_in_greeting(message, now);
+        }
+        let outcome = match message {
+            ServerMessage::Reply(reply) => self.requests.reply(reply, &mut self.outputs).map(|expected| {
+                self.counters.late_replies += u64::from(!expected);
+            }),
+            ServerMessage::Deliver(deliver) => self.deliver(deliver, now),
+            ServerMessage::Accepted { upto, .. } => {
+                self.requests.accepted(upto, &mut self.outputs);
+                Ok(())
+            }
+            ServerMessage::Cancel { delivery, .. } => {
+                let key = self.delivery_key(delivery);
+                self.deliveries.cancel(key, &mut self.outputs);
+                Ok(())
+            }
+            ServerMessage::Legs { number, expected } => {
+                let possible = self.requests.legs(number, expected, &mut self.outputs);
+                if possible { Ok(()) } else { Err(too_many_legs(expected)) }
+            }
+            other => self.received_seldom(other, now),
+        };
+        match outcome {
+            Ok(()) => self.leave_if_done(now),
+            Err(error) => {
+                self.outputs.push_back(Output::Disconnect);
+                self.lose(error, now);
+            }
+        }
+    }
+
+    /// Time has passed.
+    pub fn handle_timeout(&mut self, now: Time) {
+        self.requests.expire(now, &mut self.outputs);
+        self.deliveries.release(now, &mut self.outputs);
+        match self.link.phase {
+            Phase::Pausing { until } if now >= until => self.dial(now),
+            Phase::Greeting { until } if now >= until => {
+                self.outputs.push_back(Output::Disconnect);
+                self.lose(Error::new(Code::ConnectionLost, "the server did not answer the hello"), now);
+            }
+            Phase::Ready => self.check_liveness(now),
+            _ => {}
+        }
+        self.leave_if_done(now);
+    }
+
+    // From the application.
+
+    /// Offers to handle an action. `credit` is how many requests it will hold at once; 0 for the server's default.
+    ///
+    /// The broker's word on it comes as [`Output::Registered`] or [`Output::RegistrationFailed`].
+    ///
+    /// # Errors
+    /// [`Code::Malformed`] or [`Code::ReservedName`] for a name that cannot be registered; when the client was closed,
+    /// the reason.
+    pub fn register(&mut self, action: &str, credit: u32) -> Result<RegistrationId, Error> {
+        check_own_name(action.as_bytes())?;
+        self.refuse_when_over()?;
+        let id = self.registrations.add(action, credit);
+        if self.link.takes_requests()
+            && let Some(message) = self.registrations.message(id)
+        {
+            self.say(message);
+        }
+        Ok(id)
+    }
+
+    /// Handles an action no more. What is held may still be answered, and deliveries that crossed this on the way
+    /// still come, until [`Output::Deregistered`].
+    pub fn deregister(&mut self, id: RegistrationId) {
+        if !self.registrations.holds(id) {
+            return;
+        }
+        if self.link.phase == Phase::Ready {
+            let fence = self.link.ping();
+            if let Some(message) = self.registrations.leave(id, fence) {
+                self.say(message);
+                self.say(ClientMessage::Ping(fence));
+            }
+        } else if self.registrations.remove(id) {
+            self.outputs.push_back(Output::Deregistered(id));
+        }
+    }
+
+    /// Changes how many requests a registration will hold at once.
+    pub fn set_credit(&mut self, id: RegistrationId, credit: u32) {
+        if let Some(message) = self.registrations.set_credit(id, credit)
+            && self.link.phase == Phase::Ready
+        {
+            self.say(message);
+        }
+    }
+
+    /// Makes a request. Its outcome comes as [`Output::Complete`] with this token: one, or for a broadcast one for
+    /// each leg. A send completes when the broker has accepted it.
+    ///
+    /// # Errors
+    /// [`Code::Malformed`] for a bad action's name; [`Code::TooLarge`]; [`Code::Overloaded`] when there is no
+    /// connection and too many requests wait for one; when the client was closed, the reason.
+    pub fn request(&mut self, spec: RequestSpec, token: u64, now: Time) -> Result<RequestKey, Error> {
+        self.refuse_when_over()?;
+        check_name(spec.content.name())?;
+        check_sizes(&spec.content)?;
+        check_payload(&spec.content, self.link.max_payload)?;
+        let timeout = [spec.timeout, self.config.default_request_timeout, DEFAULT_TIMEOUT]
+            .into_iter()
+            .find(|timeout| !timeout.is_zero())
+            .unwrap_or(DEFAULT_TIMEOUT);
+        let request = Request {
+            number: 0,
+            flags: spec.flags,
+            max_attempts: spec.max_attempts,
+            ttl_ms: millis(spec.ttl),
+            timeout_ms: millis(timeout),
+            content: spec.content,
+        };
+        if self.link.takes_requests() {
+            let (key, message) = self.requests.send(request, token, now + timeout);
+            self.say(message);
+            return Ok(key);
+        }
+        if self.requests.waiting() >= self.config.max_pending {
+            let waiting = self.requests.waiting();
+            let message = format!("{waiting} requests wait for a connection already; try again later");
+            return Err(Error::new(Code::Overloaded, message));
+        }
+        Ok(self.requests.wait(request, token, now + timeout))
+    }
+
+    /// Ends a request without its reply: it completes with [`Code::Cancelled`], and the broker is told. A send that
+    /// has left goes on; only its completion is given up. `false` if the request had ended before.
+    pub fn cancel(&mut self, key: RequestKey, now: Time) -> bool {
+        let open = self.requests.is_open(key);
+        let error = Error::new(Code::Cancelled, "cancelled by the requester");
+        if let Some(number) = self.requests.cancel(key, &error, &mut self.outputs) {
+            self.say(ClientMessage::Cancel(Target::Number(number)));
+        }
+        self.leave_if_done(now);
+        open
+    }
+
+    /// A handler's answer to a delivery. It must come for every delivery, cancelled ones included: only then the
+    /// broker gives the slot to another request. `false` if the delivery is not held any more, because it was answered
+    /// before or its connection is gone.
+    pub fn answer(&mut self, key: DeliveryKey, verdict: Verdict, content: Content, now: Time) -> bool {
+        let sizes = check_sizes(&content).and_then(|()| check_payload(&content, self.link.max_payload));
+        let (verdict, content) = match sizes {
+            Ok(()) => (verdict, content),
+            Err(error) => {
+                let text = error.message().as_bytes();
+                (Verdict::Error, Content::from_parts(error.code().as_bytes(), b"", b"", text))
+            }
+        };
+        let current = key.connection == self.link.connection;
+        let answer = if current { self.deliveries.answer(key, verdict, content) } else { None };
+        let held = answer.is_some();
+        self.counters.late_answers += u64::from(!held);
+        self.outputs.extend(answer);
+        self.leave_if_done(now);
+        held
+    }
+
+    /// A handler is still at work; `content` may be empty. `false` if nobody waits for it.
+    pub fn progress(&mut self, key: DeliveryKey, content: Content) -> bool {
+        let current = key.connection == self.link.connection;
+        let progress = if current { self.deliveries.progress(key, content) } else { None };
+        let wanted = progress.is_some();
+        self.outputs.extend(progress);
+        wanted
+    }
+
+    /// Whether to be told the receivers, now and on change.
+    pub fn watch_receivers(&mut self, watch: bool) {
+        if self.config.watch_receivers != watch {
+            self.config.watch_receivers = watch;
+            if self.link.phase == Phase::Ready {
+                self.say(ClientMessage::WatchReceivers(watch));
+            }
+        }
+    }
+
+    /// Takes nothing new, finishes what is open, then closes. Requests that wait for a connection are still sent;
+    /// their timeouts bound how long this takes, but a handler that never answers holds it up for ever.
+    pub fn drain(&mut self, now: Time) {
+        if self.draining || self.link.is_closed() {
+            return;
+        }
+        self.draining = true;
+        self.begin_farewell(Time::NEVER);
+        self.leave_if_done(now);
+    }
+
+    /// Ends at once. Requests end with [`Code::Closed`] and are cancelled at the broker, handlers are told to stop.
+    pub fn close(&mut self) {
+        if self.link.is_closed() {
+            return;
+        }
+        if self.link.phase == Phase::Ready {
+            let numbers: Vec<u64> = self.requests.sent_numbers().collect();
+            for number in numbers {
+                self.say(ClientMessage::Cancel(Target::Number(number)));
+            }
+        }
+        self.finish(Error::new(Code::Closed, "the client was closed"));
+    }
+
+    // What a driver or a test may want to know.
+
+    /// Whether the server said welcome on the present connection.
+    pub fn is_ready(&self) -> bool {
+        self.link.phase == Phase::Ready
+    }
+
+    /// Why the client is closed, if it is.
+    pub fn closed(&self) -> Option<&Error> {
+        if let Phase::Closed(error) = &self.link.phase { Some(error) } else { None }
+    }
+
+    /// Requests without an outcome, waiting ones included.
+    pub fn open_requests(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// Deliveries without an answer.
+    pub fn held_deliveries(&self) -> usize {
+        self.deliveries.len()
+    }
+
+    /// What was dropped or ignored so far.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Checks what must hold between any two calls.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn check_invariants(&self) {
+        self.requests.check_invariants();
+        self.deliveries.check_invariants();
+        if self.link.phase != Phase::Ready {
+            assert_eq!(self.requests.sent(), 0, "what was sent ends with its connection");
+            assert!(self.deliveries.is_empty(), "deliveries end with their connection");
+        }
+        if self.link.takes_requests() {
+            assert_eq!(self.requests.waiting(), 0, "nothing waits while it could be sent");
+        }
+        if self.link.is_closed() {
+            assert_eq!(self.requests.len(), 0, "a closed client has nothing open");
+            assert!(self.registrations.is_empty(), "a closed client handles nothing");
+            assert_eq!(self.next_deadline(), None, "a closed client waits for nothing");
+        }
+    }
+
+    // Steps that several of the above share.
+
+    fn say(&mut self, message: ClientMessage) {
+        self.outputs.push_back(Output::Send(message));
+    }
+
+    fn tell(&mut self, event: Event) {
+        self.outputs.push_back(Output::Event(event));
+    }
+
+    fn delivery_key(&self, delivery: u64) -> DeliveryKey {
+        DeliveryKey { connection: self.link.connection, delivery }
+    }
+
+    fn dial(&mut self, now: Time) {
+        self.requests.expire(now, &mut self.outputs);
+        self.link.phase = Phase::Dialing;
+        self.outputs.push_back(Output::Connect);
+    }
+
+    fn refuse_when_over(&self) -> Result<(), Error> {
+        if let Phase::Closed(reason) = &self.link.phase {
+            return Err(reason.for_unsent());
+        }
+        if self.draining {
+            return Err(Error::new(Code::Closed, "the client is being closed"));
+        }
+        Ok(())
+    }
+
+    fn received_in_greeting(&mut self, message: ServerMessage, now: Time) {
+        let error = match message {
+            ServerMessage::Welcome(welcome) => return self.welcome(welcome, now),
+            ServerMessage::Ping(number) => return self.say(ClientMessage::Pong(number)),
+            ServerMessage::Pong(_) => return,
+            ServerMessage::Error(report) => report.into(),
+            ServerMessage::Goaway { reason, .. } => Error::new(Code::Draining, reason),
+            _ => Error::new(Code::Malformed, "the server spoke before its welcome"),
+        };
+        self.outputs.push_back(Output::Disconnect);
+        self.lose(error, now);
+    }
+
+    fn welcome(&mut self, welcome: Welcome, now: Time) {
+        self.link.ready(welcome.ping_interval_ms, welcome.max_payload, now);
+        self.requests.number_from(welcome.next_number);
+        self.tell(Event::Connected {
+            server_id: welcome.server_id,
+            boot: welcome.boot,
+            epoch: welcome.epoch,
+        });
+        self.requests.expire(now, &mut self.outputs);
+        if !self.draining {
+            self.outputs.extend(self.registrations.messages().map(Output::Send));
+        }
+        self.requests.send_waiting(self.link.max_payload, now, &mut self.outputs);
+        if self.draining {
+            self.begin_farewell(Time::NEVER);
+            self.leave_if_done(now);
+        }
+    }
+
+    /// The kinds that are not on the steady path.
+    fn received_seldom(&mut self, message: ServerMessage, now: Time) -> Result<(), Error> {
+        match message {
+            ServerMessage::Ping(number) => self.say(ClientMessage::Pong(number)),
+            ServerMessage::Pong(number) => self.ponged(number),
+            ServerMessage::Registered { registration } => {
+                let id = RegistrationId(registration);
+                if self.registrations.holds(id) {
+                    self.outputs.push_back(Output::Registered(id));
+                }
+            }
+            ServerMessage::Progress(progress) => {
+                if let Some(token) = self.requests.token(progress.number) {
+                    self.outputs.push_back(Output::Progress { token, content: progress.content });
+                }
+            }
+            ServerMessage::Receivers(list) => self.outputs.push_back(Output::Receivers(list)),
+            ServerMessage::Error(report) => return self.reported(report),
+            ServerMessage::Goaway { grace_ms, reason } => {
+                let grace = Duration::from_millis(u64::from(grace_ms));
+                self.tell(Event::Goaway { grace, reason });
+                self.begin_farewell(now + grace);
+            }
+            ServerMessage::Welcome(_) => {
+                return Err(Error::new(Code::Malformed, "the server said welcome twice"));
+            }
+            // Answers and numbers are not kept over a reconnect, so there is nothing to settle.
+            ServerMessage::Acknowledge { .. } | ServerMessage::Resumed { .. } => {}
+            ServerMessage::Reply(_)
+            | ServerMessage::Deliver(_)
+            | ServerMessage::Accepted { .. }
+            | ServerMessage::Cancel { .. }
+            | ServerMessage::Legs { .. } => debug_assert!(false, "the steady path's kinds are handled there"),
+        }
+        Ok(())
+    }
+
+    fn reported(&mut self, report: ErrorReport) -> Result<(), Error> {
+        match report.scope {
+            Scope::Connection => return Err(report.into()),
+            Scope::Delivery => self.counters.refused_answers += 1,
+            Scope::Registration => {
+                let id = RegistrationId(u32::try_from(report.number).unwrap_or(0));
+                // A server that leaves refuses what the next one will take.
+                if report.code != Code::Draining && self.registrations.remove(id) {
+                    self.outputs.push_back(Output::RegistrationFailed(id, report.into()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn deliver(&mut self, message: Deliver, now: Time) -> Result<(), Error> {
+        let key = self.delivery_key(message.delivery);
+        let registration = RegistrationId(message.registration);
+        match self.registrations.action(registration) {
+            Some(action) => {
+                let delivery = Delivery { key, registration, action: action.clone(), message };
+                self.deliveries.take(delivery, now, &mut self.outputs)
+            }
+            None => {
+                let text: &[u8] = b"the client does not handle this action any more";
+                let answer = self.deliveries.answer_unheld(key, Verdict::Error, Content::from_payload(text));
+                self.outputs.push_back(answer);
+                Ok(())
+            }
+        }
+    }
+
+    fn ponged(&mut self, number: u64) {
+        self.registrations.passed(number, &mut self.outputs);
+        if let Some(farewell) = &mut self.link.farewell {
+            farewell.passed |= number >= farewell.fence;
+        }
+    }
+
+    /// Says goodbye on this connection: no more requests, no more deliveries, please.
+    fn begin_farewell(&mut self, until: Time) {
+        match &mut self.link.farewell {
+            Some(farewell) => farewell.until = farewell.until.min(until),
+            None if self.link.phase == Phase::Ready => {
+                let fence = self.link.ping();
+                self.link.farewell = Some(Farewell { fence, passed: false, until });
+                self.say(ClientMessage::Goaway);
+                self.say(ClientMessage::Ping(fence));
+            }
+            None => {}
+        }
+    }
+
+    /// Leaves the connection once everything on it is done, or its time is over; ends a client that was to drain.
+    fn leave_if_done(&mut self, now: Time) {
+        match self.link.farewell {
+            Some(farewell) if self.link.phase == Phase::Ready => {
+                let done = farewell.passed && self.requests.sent() == 0 && self.deliveries.is_empty();
+                if done || now >= farewell.until {
+                    self.outputs.push_back(Output::Disconnect);
+                    self.lose(Error::new(Code::Draining, "the connection was ended in good order"), now);
+                }
+            }
+            _ if self.draining
+                && !self.link.is_closed()
+                && !self.link.is_connected()
+                && self.requests.waiting() == 0 =>
+            {
+                self.finish(Error::new(Code::Closed, "the client was closed"));
+            }
+            _ => {}
+        }
+    }
+
+    fn check_liveness(&mut self, now: Time) {
+        match self.link.check(now) {
+            Liveness::Fine => {}
+            Liveness::Ping => {
+                let number = self.link.ping();
+                self.say(ClientMessage::Ping(number));
+            }
+            Liveness::Lost => {
+                let message = format!("nothing was heard from the server for {:?}", self.link.patience());
+                self.outputs.push_back(Output::Disconnect);
+                self.lose(Error::new(Code::ConnectionLost, message), now);
+            }
+        }
+    }
+
+    /// The connection is gone: ends what was on it, then tries again or gives up.
+    fn lose(&mut self, reason: Error, now: Time) {
+        if self.link.phase == Phase::Ready {
+            self.counters.lost_connections += u64::from(reason.kind() != Code::Draining);
+            let message = format!("the connection was lost ({}); the request may have run", reason.message());
+            self.end_connection(&Error::new(Code::ConnectionLost, message));
+            self.tell(Event::Disconnected(reason.clone()));
+        } else {
+            self.link.failures += 1;
+        }
+        let reason = match reason.kind() {
+            // A server that was never reached cannot be lost.
+            Code::ConnectionLost if !self.link.was_ready => {
+                Error::new(Code::Connect, reason.message().to_owned())
+            }
+            _ => reason,
+        };
+        self.go_on_or_finish(reason, now);
+    }
+
+    /// Ends what does not outlive a connection.
+    fn end_connection(&mut self, error: &Error) {
+        self.deliveries.lose(self.link.connection, &mut self.outputs);
+        self.requests.lose_sent(error, &mut self.outputs);
+        self.registrations.passed(u64::MAX, &mut self.outputs);
+    }
+
+    fn go_on_or_finish(&mut self, reason: Error, now: Time) {
+        let final_reason = matches!(
+            reason.kind(),
+            Code::SessionTaken | Code::Unsupported | Code::Unauthorized | Code::Forbidden
+        );
+        let wanted = if self.link.was_ready { self.config.reconnect } else { self.config.retry_initial };
+        let given_up = self.config.max_reconnects.is_some_and(|max| self.link.failures > max);
+        let drained = self.draining && self.requests.waiting() == 0;
+        if drained {
+            self.link.phase = Phase::Idle;
+            self.finish(Error::new(Code::Closed, "the client was closed"));
+        } else if final_reason || !wanted || given_up {
+            self.link.phase = Phase::Idle;
+            self.finish(reason);
+        } else {
+            self.link.farewell = None;
+            let delay = self.link.pause(self.config.reconnect_interval, now);
+            self.tell(Event::ReconnectIn { delay, reason });
+        }
+    }
+
+    /// The end, from whatever phase.
+    fn finish(&mut self, reason: Error) {
+        if self.link.is_connected() || self.link.phase == Phase::Dialing {
+            self.outputs.push_back(Output::Disconnect);
+        }
+        self.end_connection(&reason);
+        self.requests.give_up_waiting(&reason.for_unsent(), &mut self.outputs);
+        self.registrations.clear(&mut self.outputs);
+        self.link.phase = Phase::Closed(reason.clone());
+        self.tell(Event::Closed(reason));
+    }
+}
+
+/// Checks what the wire bounds, so that one bad message fails alone instead of with its connection.
+fn check_sizes(content: &Content) -> Result<(), Error> {
+    let bounded = [
+        ("name", content.name(), MAX_ACTION_BYTES),
+        ("options", content.options(), MAX_OPTIONS_BYTES),
+        ("headers", content.headers(), MAX_HEADERS_BYTES),
+    ];
+    for (what, bytes, max) in bounded {
+        if bytes.len() > max {
+            let message = format!("{} bytes of {what}; at most {max} are allowed", bytes.len());
+            return Err(Error::new(Code::TooLarge, message));
+        }
+    }
+    Ok(())
+}

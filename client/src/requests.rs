@@ -1,0 +1,383 @@
+//! Requests without an outcome: those that wait for a connection, and those that were sent.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
+
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+use ringpost_protocol::{
+    Code, Content,
+    message::{ClientMessage, Leg, Reply, Request, RequestFlags},
+    time::{Time, TimerId, Wheel},
+};
+use slotmap::{DefaultKey, SlotMap};
+
+use crate::{
+    Error,
+    output::{Completion, Info, Output, RequestKey},
+};
+
+/// More handlers than one broadcast can have: a server that claims so does not speak the protocol.
+pub(crate) const MAX_LEGS: u32 = 1 << 20;
+
+#[derive(Debug)]
+struct Open {
+    token: u64,
+    /// On the wire; 0 while it waits for a connection.
+    number: u64,
+    /// Its place among those that wait.
+    place: u64,
+    flags: RequestFlags,
+    deadline: Time,
+    timer: TimerId,
+    /// Of a broadcast: legs that it has (0: not told yet), and legs that ended.
+    expected: u32,
+    ended: u32,
+}
+
+/// All requests without an outcome.
+#[derive(Debug)]
+pub(crate) struct Requests {
+    open: SlotMap<DefaultKey, Open>,
+    /// Sent ones by number. Never iterated.
+    by_number: HashMap<u64, DefaultKey, FixedState>,
+    /// Unsent ones, in the order they were made in.
+    waiting: BTreeMap<u64, (DefaultKey, Request)>,
+    places: u64,
+    /// Sends in the order of their numbers; those that ended otherwise are skipped when their turn comes.
+    sends: VecDeque<(u64, DefaultKey)>,
+    /// One for each open request.
+    timers: Wheel<DefaultKey>,
+    /// The next request's number on the wire.
+    next_number: u64,
+    grace: Duration,
+}
+
+impl Requests {
+    pub(crate) fn new(grace: Duration) -> Self {
+        Self {
+            open: SlotMap::new(),
+            by_number: HashMap::with_hasher(FixedState::default()),
+            waiting: BTreeMap::new(),
+            places: 0,
+            sends: VecDeque::new(),
+            timers: Wheel::new(),
+            next_number: 1,
+            grace,
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.open.len()
+    }
+
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    pub(crate) fn sent(&self) -> usize {
+        self.by_number.len()
+    }
+
+    /// The server says from where on numbers are free. Numbers never go back within a session.
+    pub(crate) fn number_from(&mut self, number: u64) {
+        self.next_number = self.next_number.max(number);
+    }
+
+    pub(crate) fn next_deadline(&self) -> Time {
+        self.timers.next_deadline().unwrap_or(Time::NEVER)
+    }
+
+    /// Takes a request and gives the message to send at once.
+    pub(crate) fn send(
+        &mut self,
+        mut request: Request,
+        token: u64,
+        deadline: Time,
+    ) -> (RequestKey, ClientMessage) {
+        request.number = self.next_number;
+        self.next_number += 1;
+        let key = self.insert(&request, token, 0, deadline, deadline + self.grace);
+        self.track_sent(key, request.number, request.flags);
+        (RequestKey(key), ClientMessage::Request(request))
+    }
+
+    /// Takes a request that has to wait for a connection.
+    pub(crate) fn wait(&mut self, request: Request, token: u64, deadline: Time) -> RequestKey {
+        self.places += 1;
+        let key = self.insert(&request, token, self.places, deadline, deadline);
+        self.waiting.insert(self.places, (key, request));
+        RequestKey(key)
+    }
+
+    /// Sends all that waits, in order; a request's timeout is what is left of it. What this server does not take ends.
+    pub(crate) fn send_waiting(
+        &mut self,
+        max_payload: Option<u32>,
+        now: Time,
+        outputs: &mut VecDeque<Output>,
+    ) {
+        while let Some((_, (key, mut request))) = self.waiting.pop_first() {
+            let Some(open) = self.open.get_mut(key) else { continue };
+            if let Err(error) = check_payload(&request.content, max_payload) {
+                self.end(key, &error, outputs);
+                continue;
+            }
+            request.number = self.next_number;
+            self.next_number += 1;
+            request.timeout_ms = millis(open.deadline.since(now)).max(1);
+            open.number = request.number;
+            self.timers.cancel(open.timer);
+            open.timer = self.timers.insert(open.deadline + self.grace, key);
+            self.track_sent(key, request.number, request.flags);
+            outputs.push_back(Output::Send(ClientMessage::Request(request)));
+        }
+    }
+
+    fn insert(
+        &mut self,
+        request: &Request,
+        token: u64,
+        place: u64,
+        deadline: Time,
+        ring: Time,
+    ) -> DefaultKey {
+        let (number, flags) = (request.number, request.flags);
+        let timers = &mut self.timers;
+        self.open.insert_with_key(|key| Open {
+            token,
+            number,
+            place,
+            flags,
+            deadline,
+            timer: timers.insert(ring, key),
+            expected: 0,
+            ended: 0,
+        })
+    }
+
+    fn track_sent(&mut self, key: DefaultKey, number: u64, flags: RequestFlags) {
+        self.by_number.insert(number, key);
+        if flags.has(RequestFlags::SEND) {
+            self.sends.push_back((number, key));
+        }
+    }
+
+    fn remove(&mut self, key: DefaultKey) -> Option<Open> {
+        let open = self.open.remove(key)?;
+        self.timers.cancel(open.timer);
+        if open.number == 0 {
+            self.waiting.remove(&open.place);
+        } else {
+            self.by_number.remove(&open.number);
+        }
+        Some(open)
+    }
+
+    /// All sends up to this number were accepted, but those that ended before.
+    pub(crate) fn accepted(&mut self, upto: u64, outputs: &mut VecDeque<Output>) {
+        while let Some(&(number, key)) = self.sends.front()
+            && number <= upto
+        {
+            self.sends.pop_front();
+            if let Some(open) = self.remove(key) {
+                outputs.push_back(Output::Complete(completion(open.token, Ok(Content::default()), true)));
+            }
+        }
+    }
+
+    /// How many handlers a broadcast asked. `false` if that is more than there can be.
+    pub(crate) fn legs(&mut self, number: u64, expected: u32, outputs: &mut VecDeque<Output>) -> bool {
+        if expected > MAX_LEGS {
+            return false;
+        }
+        let Some(&key) = self.by_number.get(&number) else { return true };
+        let Some(open) = self.open.get_mut(key) else { return true };
+        open.expected = expected;
+        if expected == 0 {
+            self.end(key, &Error::new(Code::NoHandler, "nobody handles this action"), outputs);
+        }
+        true
+    }
+
+    /// An outcome from the broker. `Ok(false)` if nobody waits for it any more, `Err` if it claims too many legs.
+    pub(crate) fn reply(&mut self, reply: Reply, outputs: &mut VecDeque<Output>) -> Result<bool, Error> {
+        let Some(&key) = self.by_number.get(&reply.number) else { return Ok(false) };
+        let Some(open) = self.open.get_mut(key) else { return Ok(false) };
+        let mut last = true;
+        let leg = reply.leg.filter(|_| open.flags.has(RequestFlags::BROADCAST));
+        if let Some(Leg { expected, .. }) = leg {
+            if expected > MAX_LEGS {
+                return Err(too_many_legs(expected));
+            }
+            open.expected = open.expected.max(expected);
+            open.ended += 1;
+            last = open.ended >= open.expected;
+        }
+        let token = open.token;
+        if last {
+            self.remove(key);
+        }
+        outputs.push_back(Output::Complete(Completion {
+            token,
+            info: info_of(&reply),
+            leg,
+            last,
+            result: match reply.code {
+                None => Ok(reply.content),
+                Some(code) => Err(Error::from_reply(code, &reply)),
+            },
+        }));
+        Ok(true)
+    }
+
+    /// The token of a sent request.
+    pub(crate) fn token(&self, number: u64) -> Option<u64> {
+        self.by_number.get(&number).and_then(|key| self.open.get(*key)).map(|open| open.token)
+    }
+
+    /// Ends a request here. The number to cancel at the broker, if it has it and it is not a send: what was only sent
+    /// goes on by itself.
+    pub(crate) fn cancel(
+        &mut self,
+        key: RequestKey,
+        error: &Error,
+        outputs: &mut VecDeque<Output>,
+    ) -> Option<u64> {
+        let open = self.open.get(key.0)?;
+        let number = (open.number != 0 && !open.flags.has(RequestFlags::SEND)).then_some(open.number);
+        self.end(key.0, error, outputs);
+        number
+    }
+
+    /// Whether the request has no outcome yet.
+    pub(crate) fn is_open(&self, key: RequestKey) -> bool {
+        self.open.contains_key(key.0)
+    }
+
+    /// Ends those whose time is over.
+    pub(crate) fn expire(&mut self, now: Time, outputs: &mut VecDeque<Output>) {
+        while let Some(key) = self.timers.expire(now) {
+            let Some(open) = self.open.get(key) else { continue };
+            let error = if open.number == 0 {
+                Error::new(
+                    Code::Timeout,
+                    "there was no connection within the timeout; the request was not sent",
+                )
+            } else if open.flags.has(RequestFlags::SEND) {
+                Error::new(
+                    Code::Timeout,
+                    "the server did not accept it within the timeout; it may run all the same",
+                )
+            } else {
+                Error::new(Code::Timeout, "no reply within the timeout")
+            };
+            self.end(key, &error, outputs);
+        }
+    }
+
+    /// The connection is gone: what was sent ends, in the order of numbers.
+    pub(crate) fn lose_sent(&mut self, error: &Error, outputs: &mut VecDeque<Output>) {
+        for (_, key) in self.sent_in_order() {
+            self.end(key, error, outputs);
+        }
+        self.sends.clear();
+    }
+
+    /// Gives up on what waits, in the order it was made in.
+    pub(crate) fn give_up_waiting(&mut self, error: &Error, outputs: &mut VecDeque<Output>) {
+        while let Some((_, (key, _))) = self.waiting.first_key_value() {
+            self.end(*key, error, outputs);
+        }
+    }
+
+    /// Numbers that were sent and whose outcome somebody waits for, rising.
+    pub(crate) fn sent_numbers(&self) -> impl Iterator<Item = u64> + '_ {
+        let wanted =
+            |key: &DefaultKey| self.open.get(*key).is_some_and(|open| !open.flags.has(RequestFlags::SEND));
+        self.sent_in_order().into_iter().filter(move |(_, key)| wanted(key)).map(|(number, _)| number)
+    }
+
+    fn sent_in_order(&self) -> Vec<(u64, DefaultKey)> {
+        let mut sent: Vec<_> = self
+            .open
+            .iter()
+            .filter(|(_, open)| open.number != 0)
+            .map(|(key, open)| (open.number, key))
+            .collect();
+        sent.sort_unstable();
+        sent
+    }
+
+    /// Ends a request with an error; of a broadcast, each leg that has not ended.
+    fn end(&mut self, key: DefaultKey, error: &Error, outputs: &mut VecDeque<Output>) {
+        let Some(open) = self.remove(key) else { return };
+        let missing = open.expected.saturating_sub(open.ended).max(1);
+        outputs.extend(
+            (1..=missing)
+                .map(|count| Output::Complete(completion(open.token, Err(error.clone()), count == missing))),
+        );
+    }
+
+    pub(crate) fn check_invariants(&self) {
+        assert_eq!(
+            self.open.len(),
+            self.waiting.len() + self.by_number.len(),
+            "each request waits or was sent"
+        );
+        assert_eq!(self.open.len(), self.timers.len(), "each request has a timer");
+        for (key, open) in &self.open {
+            if open.number == 0 {
+                assert_eq!(self.waiting.get(&open.place).map(|(key, _)| *key), Some(key));
+            } else {
+                assert!(open.number < self.next_number, "numbers rise");
+                assert_eq!(self.by_number.get(&open.number), Some(&key));
+            }
+            assert!(open.expected == 0 || open.ended < open.expected, "its last leg ends a broadcast");
+        }
+        assert!(
+            self.sends.iter().is_sorted_by_key(|(number, _)| *number),
+            "sends are in the order of numbers"
+        );
+    }
+}
+
+/// An error for a payload that the server does not take.
+pub(crate) fn check_payload(content: &Content, max_payload: Option<u32>) -> Result<(), Error> {
+    let length = content.payload().len();
+    match max_payload {
+        Some(max) if length > max as usize => Err(Error::new(
+            Code::TooLarge,
+            format!("{length} bytes of data; this server takes at most {max}"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn too_many_legs(expected: u32) -> Error {
+    Error::new(
+        Code::Malformed,
+        format!("the server claims {expected} legs of a broadcast; at most {MAX_LEGS} can be"),
+    )
+}
+
+/// Whole milliseconds, rounded up, as the wire has them.
+pub(crate) fn millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_micros().div_ceil(1000)).unwrap_or(u32::MAX)
+}
+
+fn completion(token: u64, result: Result<Content, Error>, last: bool) -> Completion {
+    Completion { token, result, info: Info::default(), leg: None, last }
+}
+
+fn info_of(reply: &Reply) -> Info {
+    let known = |ms: u32| (ms != u32::MAX).then_some(ms);
+    Info {
+        received_at_ms: reply.received_at_ms,
+        delivered_after_ms: known(reply.delivered_after_ms),
+        handled_after_ms: known(reply.handled_after_ms),
+        attempt: reply.attempt,
+    }
+}

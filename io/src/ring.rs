@@ -1,0 +1,236 @@
+//! A thread's ring and the runtime on top of it.
+
+use std::{future::Future, io, time::Duration};
+
+use crate::operation;
+
+/// How a ring is set up.
+#[derive(Debug, Clone)]
+pub struct RingConfig {
+    /// Submissions that fit before the kernel must be called; a power of two. Completions get four times as many.
+    pub entries: u32,
+    /// Let completions wait until this thread enters the kernel anyway, instead of interrupting it (Linux 5.19).
+    pub coop_taskrun: bool,
+    /// Promise that only this thread submits (Linux 6.0).
+    pub single_issuer: bool,
+}
+
+impl Default for RingConfig {
+    fn default() -> Self {
+        Self { entries: 4096, coop_taskrun: true, single_issuer: true }
+    }
+}
+
+/// Why there is no ring.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RingError {
+    /// The kernel's administrator forbids it.
+    #[error(
+        "io_uring is forbidden on this machine (kernel.io_uring_disabled = {sysctl}): allow it with `sysctl -w \
+         kernel.io_uring_disabled=0`{}",
+        if *.sysctl == 1 { ", or run as a member of the group in kernel.io_uring_group" } else { "" }
+    )]
+    Disabled {
+        /// The value of the sysctl.
+        sysctl: u8,
+    },
+    /// Something between this process and the kernel forbids it.
+    #[error(
+        "io_uring is forbidden to this process, most likely by a seccomp filter: containers need a profile that allows \
+         io_uring_setup, io_uring_enter and io_uring_register (with Docker: --security-opt seccomp=PROFILE)"
+    )]
+    Filtered,
+    /// The kernel has no io_uring, or one that is too old.
+    #[error("this kernel ({kernel}) offers no io_uring that can be used: Linux 5.11 or newer is needed")]
+    TooOld {
+        /// Its release.
+        kernel: String,
+    },
+    /// Locked memory is limited too tightly.
+    #[error(
+        "no memory for a ring of {entries} entries: raise the limit of locked memory (`ulimit -l`, LimitMEMLOCK= in a \
+         systemd unit) or free memory"
+    )]
+    Memory {
+        /// The size that was tried.
+        entries: u32,
+    },
+    /// No descriptor is left.
+    #[error(
+        "no descriptor left for the ring: raise the limit of open files (`ulimit -n`, LimitNOFILE= in a systemd unit)"
+    )]
+    Descriptors,
+    /// Something else.
+    #[error("the ring could not be set up: {0}; `ringpost doctor` shows what this machine allows")]
+    Other(#[source] io::Error),
+}
+
+/// Runs a future on a ring of this thread's own, together with everything that it spawns.
+///
+/// Newer features that the kernel does not know are left out, with a line in the log. When the future is done, whatever
+/// operations are still in flight are waited for, up to a second: shut sockets down first. What is in flight even then
+/// is leaked together with the ring, rather than freed under the kernel's hands.
+///
+/// # Errors
+/// [`RingError`]: there is no ring, and the future was not run.
+pub fn run<T>(config: &RingConfig, future: impl Future<Output = T>) -> Result<T, RingError> {
+    let start = |builder: &io_uring::Builder| {
+        let mut runtime = tokio_uring::builder();
+        tokio_uring::Runtime::new(runtime.entries(config.entries).uring_builder(builder))
+    };
+    let runtime = with_best_flags(config, start)?.0;
+    let output = runtime.block_on(future);
+    if runtime.block_on(all_completed(Duration::from_secs(1))) {
+        drop(runtime);
+    } else {
+        tracing::error!(
+            operations = operation::in_flight(),
+            "operations did not complete: their ring is leaked"
+        );
+        std::mem::forget(runtime);
+    }
+    Ok(output)
+}
+
+/// Runs a task on this thread, beside the one that calls.
+///
+/// # Panics
+/// Outside of [`run`].
+pub fn spawn<T: 'static>(task: impl Future<Output = T> + 'static) -> Task<T> {
+    Task(tokio_uring::spawn(task))
+}
+
+/// A task that runs whether this is kept or not.
+#[derive(Debug)]
+pub struct Task<T>(tokio::task::JoinHandle<T>);
+
+impl<T> Task<T> {
+    /// Waits for its end. `None` if it panicked.
+    pub async fn join(self) -> Option<T> {
+        self.0.await.ok()
+    }
+}
+
+/// Lets the other tasks run until nothing is in flight. Whether that came to pass.
+async fn all_completed(within: Duration) -> bool {
+    let deadline = tokio::time::Instant::now() + within;
+    while operation::in_flight() > 0 {
+        if tokio::time::Instant::now() >= deadline {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    true
+}
+
+/// Flags of a ring that was set up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RingFlags {
+    /// See [`RingConfig::coop_taskrun`].
+    pub coop_taskrun: bool,
+    /// See [`RingConfig::single_issuer`].
+    pub single_issuer: bool,
+}
+
+/// Tries to set up a ring, with fewer of the newer flags as long as the kernel says that it does not know them.
+pub(crate) fn with_best_flags<T>(
+    config: &RingConfig,
+    start: impl Fn(&io_uring::Builder) -> io::Result<T>,
+) -> Result<(T, RingFlags), RingError> {
+    let wanted = RingFlags { coop_taskrun: config.coop_taskrun, single_issuer: config.single_issuer };
+    let mut flags = wanted;
+    loop {
+        let mut builder = io_uring::IoUring::builder();
+        builder.setup_cqsize(config.entries.saturating_mul(4));
+        if flags.coop_taskrun {
+            builder.setup_coop_taskrun();
+        }
+        if flags.single_issuer {
+            builder.setup_single_issuer();
+        }
+        match start(&builder) {
+            Ok(ring) => {
+                if flags != wanted {
+                    tracing::warn!(
+                        ?flags,
+                        "this kernel knows fewer ring flags than wanted: expect some more CPU time"
+                    );
+                }
+                return Ok((ring, flags));
+            }
+            Err(error) if is(&error, rustix::io::Errno::INVAL) && flags.single_issuer => {
+                flags.single_issuer = false
+            }
+            Err(error) if is(&error, rustix::io::Errno::INVAL) && flags.coop_taskrun => {
+                flags.coop_taskrun = false
+            }
+            Err(error) => return Err(explain(error, config.entries)),
+        }
+    }
+}
+
+fn explain(error: io::Error, entries: u32) -> RingError {
+    use rustix::io::Errno;
+    match Errno::from_io_error(&error) {
+        Some(Errno::PERM | Errno::ACCESS) => match disabled_sysctl() {
+            Some(sysctl @ 1..) => RingError::Disabled { sysctl },
+            _ => RingError::Filtered,
+        },
+        Some(Errno::NOSYS | Errno::INVAL) => RingError::TooOld { kernel: kernel_release() },
+        Some(Errno::NOMEM) => RingError::Memory { entries },
+        Some(Errno::MFILE | Errno::NFILE) => RingError::Descriptors,
+        _ => RingError::Other(error),
+    }
+}
+
+/// `kernel.io_uring_disabled`: 0 for everybody, 1 only for a group, 2 for nobody. `None` before Linux 6.6.
+pub(crate) fn disabled_sysctl() -> Option<u8> {
+    std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok()?.trim().parse().ok()
+}
+
+pub(crate) fn kernel_release() -> String {
+    rustix::system::uname().release().to_string_lossy().into_owned()
+}
+
+fn is(error: &io::Error, errno: rustix::io::Errno) -> bool {
+    rustix::io::Errno::from_io_error(error) == Some(errno)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use rustix::io::Errno;
+
+    use super::*;
+
+    /// Flags that a kernel refuses are left out one after the other, the newest first.
+    #[test]
+    fn older_kernels_get_fewer_flags() {
+        let tries = RefCell::new(0);
+        let start = |_: &io_uring::Builder| {
+            *tries.borrow_mut() += 1;
+            if *tries.borrow() < 3 { Err(Errno::INVAL.into()) } else { Ok(()) }
+        };
+        let ((), flags) = with_best_flags(&RingConfig::default(), start).unwrap();
+        assert_eq!(flags, RingFlags { coop_taskrun: false, single_issuer: false });
+    }
+
+    /// Each refusal of the kernel's becomes an error that says what to do.
+    #[test]
+    fn errors_name_the_remedy() {
+        let refused = |errno: Errno| {
+            with_best_flags::<()>(&RingConfig::default(), |_| Err(errno.into())).unwrap_err().to_string()
+        };
+        assert!(refused(Errno::PERM).contains("seccomp"));
+        assert!(refused(Errno::NOSYS).contains("Linux 5.11"));
+        assert!(refused(Errno::INVAL).contains(&kernel_release()));
+        assert!(refused(Errno::NOMEM).contains("ulimit -l"));
+        assert!(refused(Errno::MFILE).contains("ulimit -n"));
+        assert!(
+            RingError::Disabled { sysctl: 2 }.to_string().contains("sysctl -w kernel.io_uring_disabled=0")
+        );
+        assert!(RingError::Disabled { sysctl: 1 }.to_string().contains("kernel.io_uring_group"));
+    }
+}
