@@ -136,6 +136,11 @@ impl Broker {
         self.requests.len()
     }
 
+    /// What handlers hold, the answers to which have not come.
+    pub fn open_deliveries(&self) -> usize {
+        self.deliveries.len()
+    }
+
     fn enter(&mut self, now: Now) {
         if self.started == Now::default() {
             self.started = now;

@@ -252,7 +252,7 @@ mod tests {
     /// What is written of a tape means the same as what was parsed.
     #[test]
     fn writes_what_it_read() {
-        let text = r#"{"a":[1,-2,2.5,1e300,[],{}],"b":{"c":[null,true],"d":"\"}}"#;
+        let text = r#"{"a":[1,-2,2.5,1e300,[],{}],"b":{"c":[null,true],"d":"\\"}}"#;
         let written = Parser::new().read(text.as_bytes(), |value| value.to_json()).unwrap();
         let value = |text: &[u8]| serde_json::from_slice::<serde_json::Value>(text).unwrap();
         assert_eq!(value(&written), value(text.as_bytes()));

@@ -129,7 +129,8 @@ impl Scanner {
     /// [`Scanner::layout`] tells what lies where in this one.
     pub(super) fn scan(&mut self, bytes: &[u8]) -> Result<Option<usize>, WireError> {
         if self.position == 0 {
-            self.layout = Layout::default();
+            // Nothing of the object before this one may be taken for a part of it.
+            (self.layout, self.string, self.member) = (Layout::default(), Span::default(), None);
         }
         // Never beyond the bound: the answer must not depend on how much of a too long object is here already.
         let bounded = &bytes[..bytes.len().min(self.max_bytes)];
@@ -239,14 +240,19 @@ impl Scanner {
     #[inline(always)]
     fn pass_strides(&mut self, bytes: &[u8]) -> usize {
         const STRIDE: usize = 32;
-        let special = |byte: &u8| *byte == b'"' || *byte == b'\\';
-        let strides = bytes.as_chunks::<STRIDE>().0;
-        let plain = strides
-            .iter()
-            .take_while(|stride| !stride.iter().fold(false, |found, byte| found | special(byte)))
-            .count();
-        self.look(STRIDE * (plain + usize::from(plain < strides.len())));
-        STRIDE * plain
+        let mut passed = 0;
+        for stride in bytes.as_chunks::<STRIDE>().0 {
+            self.look(STRIDE);
+            // Without a way out of the loop in it, so that it becomes vector instructions.
+            let found = stride
+                .iter()
+                .fold(0, |found, &byte| found | u8::from(byte == b'"') | u8::from(byte == b'\\'));
+            if found != 0 {
+                break;
+            }
+            passed += STRIDE;
+        }
+        passed
     }
 
     /// Whether a `:` or `,` here belongs to the members that are noted.
@@ -389,6 +395,16 @@ mod tests {
         let mut scanner = Scanner::new(2 << 20);
         assert!(scanner.scan(text.as_bytes()).unwrap().is_some());
         assert!(scanner.looked < text.len() + 64);
+    }
+
+    /// A colon that no key comes before does not reach back into the object before.
+    #[test]
+    fn objects_are_apart() {
+        let mut scanner = Scanner::new(1000);
+        assert_eq!(scanner.scan(br#"{"some longer key":1}"#).unwrap(), Some(21));
+        assert_eq!(scanner.scan(b"{:").unwrap(), None);
+        assert_eq!(scanner.scan(b"{:}").unwrap(), Some(3));
+        assert_eq!(scanner.layout(), &Layout::default());
     }
 
     /// Bounds are exact: one level or byte more is refused, whether the rest is here or not.

@@ -34,7 +34,8 @@ fn decode_pieces<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Decoded {
             match decoder.decode(&mut parser, &mut buffer) {
                 Ok(Some(message)) => messages.push(message),
                 Ok(None) => break,
-                Err(error) => return Decoded { messages, error: Some(error), lines: decoder.lines() },
+                // What would tell about lines may not be here yet.
+                Err(error) => return Decoded { messages, error: Some(error), lines: false },
             }
         }
     }

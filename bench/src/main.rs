@@ -1,0 +1,154 @@
+//! `ringpost-bench`: measures the rows of the table of figures and writes them down.
+
+#![forbid(unsafe_code)]
+
+use std::{
+    env, fs,
+    io::{self, Write},
+    path::PathBuf,
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ringpost_bench::{
+    contest::{self, Cores, Plan, Side},
+    report::{self, Circumstances},
+    rows::{ROWS, Row},
+};
+use ringpost_cli::load::Machine;
+
+/// Measures Ringpost, and NATS beside it, with the load generator of `ringpost bench`.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    work: Work,
+}
+
+#[derive(Debug, Subcommand)]
+enum Work {
+    /// Measure rows of the table of figures; NATS too, if there is a nats-server.
+    Rows(Rows),
+    /// The same, but NATS must be there.
+    Compare(Rows),
+}
+
+#[derive(Debug, Args)]
+struct Rows {
+    /// Which rows.
+    #[arg(long, value_delimiter = ',', default_value = "1,2,3,4,5")]
+    rows: Vec<u8>,
+    /// Measurements of each row on each side.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// Seconds of each measurement.
+    #[arg(long, default_value_t = 3.0)]
+    seconds: f64,
+    /// The ringpost program.
+    #[arg(long, default_value = "target/release/ringpost")]
+    ringpost: PathBuf,
+    /// The nats-server program; without it, the one on the PATH.
+    #[arg(long)]
+    nats: Option<PathBuf>,
+    /// Measure only one side.
+    #[arg(long)]
+    only: Option<Only>,
+    /// The server's core, where there are two.
+    #[arg(long, default_value_t = 1)]
+    server_core: usize,
+    /// The load generator's core, where there are two.
+    #[arg(long, default_value_t = 0)]
+    load_core: usize,
+    /// Where to write the results.
+    #[arg(long, default_value = "bench/RESULTS.md")]
+    out: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Only {
+    Ringpost,
+    Nats,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().work {
+        Work::Rows(arguments) => run(&arguments, false),
+        Work::Compare(arguments) => run(&arguments, true),
+    }
+}
+
+fn run(arguments: &Rows, needs_nats: bool) -> anyhow::Result<()> {
+    let rows = chosen_rows(&arguments.rows)?;
+    let sides = sides(arguments, needs_nats)?;
+    let machine = Machine::here()?;
+    let cores = Cores { server: arguments.server_core, load: arguments.load_core };
+    let plan = Plan {
+        runs: arguments.runs,
+        duration: Duration::try_from_secs_f64(arguments.seconds).context("--seconds")?,
+        cores: (machine.cores > 1).then_some(cores),
+    };
+    let circumstances = Circumstances {
+        machine,
+        commit: commit(),
+        command: env::args().collect::<Vec<_>>().join(" "),
+        versions: sides.iter().map(Side::version).collect::<Result<_, _>>()?,
+    };
+    let mut stderr = io::stderr();
+    let mut told = Ok(());
+    let measured = contest::measure(&rows, &sides, plan, &mut |line| {
+        if told.is_ok() {
+            told = writeln!(stderr, "{line}");
+        }
+    })?;
+    told.context("telling the progress")?;
+    let mut text = String::new();
+    report::write(&mut text, &circumstances, plan, &measured)?;
+    fs::write(&arguments.out, &text).with_context(|| format!("writing {}", arguments.out.display()))?;
+    io::stdout().write_all(text.as_bytes())?;
+    Ok(())
+}
+
+fn chosen_rows(numbers: &[u8]) -> anyhow::Result<Vec<Row>> {
+    let find = |&number: &u8| {
+        let row = ROWS.iter().find(|row| row.number == number).copied();
+        row.with_context(|| format!("there is no row {number}: rows 1 to {} can be measured", ROWS.len()))
+    };
+    numbers.iter().map(find).collect()
+}
+
+/// Ringpost first: it is the one that is judged.
+fn sides(arguments: &Rows, needs_nats: bool) -> anyhow::Result<Vec<Side>> {
+    let needs_nats = needs_nats || arguments.only == Some(Only::Nats);
+    let mut sides = Vec::new();
+    if arguments.only != Some(Only::Nats) {
+        sides.push(Side::Ringpost(arguments.ringpost.clone()));
+    }
+    if arguments.only != Some(Only::Ringpost) {
+        match arguments.nats.clone().or_else(|| on_path("nats-server")) {
+            Some(path) => sides.push(Side::Nats(path)),
+            None if needs_nats => bail!("no nats-server on the PATH: install one, or name it by --nats"),
+            None => writeln!(io::stderr(), "no nats-server on the PATH: Ringpost is measured alone")?,
+        }
+    }
+    Ok(sides)
+}
+
+fn on_path(program: &str) -> Option<PathBuf> {
+    env::split_paths(&env::var_os("PATH")?).map(|folder| folder.join(program)).find(|path| path.is_file())
+}
+
+/// The commit that is checked out, and whether there are changes on top of it.
+fn commit() -> String {
+    let git = |arguments: &[&str]| {
+        let output =
+            Command::new("git").args(arguments).output().ok().filter(|output| output.status.success())?;
+        Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    match (git(&["rev-parse", "--short", "HEAD"]), git(&["status", "--porcelain", "--untracked-files=no"])) {
+        (Some(commit), Some(changes)) if changes.is_empty() => commit,
+        (Some(commit), _) => format!("{commit}, with changes"),
+        (None, _) => "unknown (not a git checkout)".to_owned(),
+    }
+}

@@ -1,0 +1,192 @@
+//! The client's own task: it opens connections, moves bytes, lets time pass, and calls the sink.
+
+use std::{
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Instant,
+};
+
+use ringpost_protocol::{message::ServerMessage, time::Time};
+use tokio::{
+    net::TcpStream,
+    time::{Sleep, sleep_until},
+};
+
+use super::{
+    Client, CompletionSink,
+    shared::{Batch, Turn},
+    socket::{Receiver, Sender, dial, part},
+};
+use crate::Address;
+
+/// With this many open requests and deliveries, it is worth letting other tasks speak before a write.
+const CROWD: usize = 4;
+
+/// Runs until the client is closed.
+pub(super) async fn run(client: Client, address: Address, sink: Arc<dyn CompletionSink>) {
+    let mut driver = Driver { client, sink, batch: Batch::default(), messages: Vec::new() };
+    let mut alarm = Alarm::new();
+    loop {
+        let turn = driver.turn();
+        if turn.closed {
+            return;
+        }
+        if turn.wanted.connect {
+            if let Some(stream) = driver.connect(&address, &mut alarm).await {
+                driver.serve(stream, &mut alarm).await;
+            }
+            continue;
+        }
+        driver.sleep(&mut alarm).await;
+    }
+}
+
+struct Driver {
+    client: Client,
+    sink: Arc<dyn CompletionSink>,
+    batch: Batch,
+    messages: Vec<ServerMessage>,
+}
+
+impl Driver {
+    /// Lets time pass and hands out what there is. No lock is held while the sink runs.
+    fn turn(&mut self) -> Turn {
+        let turn = self.client.shared.turn(&mut self.batch);
+        if !self.batch.completions.is_empty() {
+            self.sink.complete(&self.client, &mut self.batch.completions);
+            self.batch.completions.clear();
+        }
+        if !self.batch.deliveries.is_empty() {
+            self.sink.deliver(&self.client, &mut self.batch.deliveries);
+            self.batch.deliveries.clear();
+        }
+        for notice in self.batch.notices.drain(..) {
+            self.sink.notice(&self.client, notice);
+        }
+        turn
+    }
+
+    /// Sleeps without a connection.
+    async fn sleep(&self, alarm: &mut Alarm) {
+        if let Some(until) = self.client.shared.may_sleep(false) {
+            alarm.set(self.client.shared.instant(until));
+            tokio::select! {
+                () = self.client.shared.woken() => {}
+                () = alarm.rings() => {}
+            }
+        }
+    }
+
+    /// Opens a connection; meanwhile time passes, and the client may change its mind.
+    async fn connect(&mut self, address: &Address, alarm: &mut Alarm) -> Option<TcpStream> {
+        let mut dialing = pin!(dial(address));
+        loop {
+            let turn = self.turn();
+            if turn.wanted.disconnect {
+                return None;
+            }
+            let shared = &self.client.shared;
+            let until = shared.may_sleep(false).unwrap_or(Time::ZERO);
+            alarm.set(shared.instant(until));
+            tokio::select! {
+                biased;
+                outcome = &mut dialing => match outcome {
+                    Ok(stream) => return Some(stream),
+                    Err(reason) => {
+                        tracing::debug!(%address, reason, "no connection");
+                        shared.with(|client, now| client.connect_failed(reason, now));
+                        return None;
+                    }
+                },
+                () = shared.woken() => {}
+                () = alarm.rings() => {}
+            }
+        }
+    }
+
+    /// Speaks on a connection until either side ends it.
+    async fn serve(&mut self, mut stream: TcpStream, alarm: &mut Alarm) {
+        let (read, write) = stream.split();
+        let (mut receiver, mut sender) = (Receiver::new(read), Sender::new(write));
+        self.client.shared.with(|client, now| client.connected(now));
+        let reason = loop {
+            let turn = self.turn();
+            let shared = self.client.shared.clone();
+            if sender.is_idle() || turn.wanted.disconnect {
+                let (waiting, written) = sender.queues();
+                shared.take_outgoing(waiting, written);
+            }
+            if turn.wanted.disconnect {
+                if let Err(error) = part(sender, receiver).await {
+                    tracing::debug!(%error, "the connection did not end in good order");
+                }
+                return;
+            }
+            if let Err(error) = sender.write() {
+                break format!("writing to the server: {error}");
+            }
+            // More may have come while this was written: then the next turn, and no sleep.
+            let Some(until) = shared.may_sleep(sender.is_idle()) else { continue };
+            alarm.set(shared.instant(until));
+            tokio::select! {
+                biased;
+                read = receiver.read() => match read {
+                    Ok(0) => break "the server closed it".to_owned(),
+                    Ok(_) => {
+                        // What came before bytes that are no frames still counts.
+                        let decoded = receiver.decode(&mut self.messages);
+                        shared.receive(&mut self.messages);
+                        if let Err(error) = decoded {
+                            break format!("the server sent what cannot be understood: {error}");
+                        }
+                    }
+                    Err(error) => break format!("reading from the server: {error}"),
+                },
+                writable = sender.writable() => if let Err(error) = writable {
+                    break format!("writing to the server: {error}");
+                },
+                () = shared.woken() => if turn.open > CROWD {
+                    // Where one task has spoken others are about to: what they say leaves in the same write.
+                    tokio::task::yield_now().await;
+                },
+                () = alarm.rings() => {}
+            }
+        };
+        tracing::debug!(reason, "the connection is lost");
+        self.client.shared.discard_outgoing();
+        self.client.shared.with(|client, now| client.disconnected(reason, now));
+    }
+}
+
+/// However the task ends, also with its runtime: nobody waits for it any longer.
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.client.close();
+        self.turn();
+        self.client.shared.end();
+    }
+}
+
+/// A timer that is only set again when it must ring earlier than it would, or has rung.
+struct Alarm {
+    sleep: Pin<Box<Sleep>>,
+    rung: bool,
+}
+
+impl Alarm {
+    fn new() -> Self {
+        Self { sleep: Box::pin(sleep_until(Instant::now().into())), rung: true }
+    }
+
+    fn set(&mut self, at: Instant) {
+        if self.rung || at < self.sleep.deadline().into_std() {
+            self.sleep.as_mut().reset(at.into());
+            self.rung = false;
+        }
+    }
+
+    async fn rings(&mut self) {
+        self.sleep.as_mut().await;
+        self.rung = true;
+    }
+}

@@ -1,0 +1,198 @@
+//! The client without futures: for bindings to other languages, and for what is faster without a task per request.
+//!
+//! [`Client`] takes requests, registrations and answers from any thread and returns at once; one task of the runtime
+//! moves the bytes. What comes back is given to a [`CompletionSink`] in batches, by that task: the requests of many
+//! callers leave in shared writes, and the outcomes of a shared read come in one call.
+//!
+//! The futures of [`crate::Client`] are one such sink.
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//! use ringpost::{Address, raw};
+//! use ringpost_client::{ClientConfig, RequestSpec};
+//! use ringpost_protocol::Content;
+//!
+//! struct Printer;
+//!
+//! impl raw::CompletionSink for Printer {
+//!     fn complete(&self, _client: &raw::Client, batch: &mut Vec<raw::Completion>) {
+//!         for end in batch.drain(..) {
+//!             println!("request {}: {:?}", end.token, end.result);
+//!         }
+//!     }
+//!     fn deliver(&self, _client: &raw::Client, _batch: &mut Vec<raw::Delivery>) {}
+//!     fn notice(&self, _client: &raw::Client, _notice: raw::Notice) {}
+//! }
+//!
+//! # async fn example() -> Result<(), ringpost::Error> {
+//! let client = raw::Client::new(ClientConfig::default(), Address::parse("localhost")?, Arc::new(Printer))?;
+//! client.start();
+//! let content = Content::from_parts(b"greet", b"", b"", b"\"you\"");
+//! client.request(RequestSpec { content, ..RequestSpec::default() }, 1)?;
+//! client.drain();
+//! client.ended().await;
+//! # Ok(()) }
+//! ```
+
+mod driver;
+mod shared;
+mod socket;
+
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use ringpost_client::{ClientConfig, Counters, Error};
+pub use ringpost_client::{Completion, Delivery, DeliveryKey, Event, RegistrationId, RequestKey, RequestSpec};
+use ringpost_protocol::{Code, Content, message::Verdict};
+use tokio::runtime::Handle;
+
+use self::shared::Shared;
+use crate::Address;
+
+/// Takes what comes back. Called by the client's own task, one call at a time, with no lock held: it may call the
+/// client. It must not block; while it runs, nothing is sent or received.
+pub trait CompletionSink: Send + Sync + 'static {
+    /// Requests and legs that ended. Take them out of the batch; its memory is used again.
+    fn complete(&self, client: &Client, batch: &mut Vec<Completion>);
+
+    /// Requests for handlers. Each of them must be answered with [`Client::answer`] at some time.
+    fn deliver(&self, client: &Client, batch: &mut Vec<Delivery>);
+
+    /// Anything else that happened. The cancellation of a delivery comes behind the delivery.
+    fn notice(&self, client: &Client, notice: Notice);
+}
+
+/// What a [`CompletionSink`] is told beside completions and deliveries.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Notice {
+    /// A handler is at work on the request with this token, and says this.
+    Progress {
+        /// What the application called the request.
+        token: u64,
+        /// What the handler says.
+        content: Content,
+    },
+    /// Nobody waits for the answer to this delivery any more. It must be answered all the same.
+    CancelDelivery(DeliveryKey),
+    /// The actions that have handlers now: JSON text of an array of strings.
+    Receivers(Bytes),
+    /// The broker took a registration; again after each reconnect.
+    Registered(RegistrationId),
+    /// The broker refused a registration, which is forgotten.
+    RegistrationFailed(RegistrationId, Error),
+    /// Nothing more will be delivered for this registration.
+    Deregistered(RegistrationId),
+    /// Something happened to the connection.
+    Event(Event),
+}
+
+/// A connection that is kept, without futures. Clones share it.
+///
+/// Dropping it closes nothing: call [`Client::close`] or [`Client::drain`].
+#[derive(Debug, Clone)]
+pub struct Client {
+    shared: Arc<Shared>,
+}
+
+impl Client {
+    /// Spawns the task that moves the bytes, on the current tokio runtime. It does nothing before [`Client::start`].
+    ///
+    /// # Errors
+    /// [`Code::Unsupported`] outside a tokio runtime.
+    pub fn new(config: ClientConfig, address: Address, sink: Arc<dyn CompletionSink>) -> Result<Self, Error> {
+        let runtime = Handle::try_current().map_err(|_| {
+            Error::new(Code::Unsupported, "a client needs a tokio runtime with IO and time: create it inside of one")
+        })?;
+        let client = Self { shared: Arc::new(Shared::new(config)) };
+        runtime.spawn(driver::run(client.clone(), address, sink));
+        Ok(client)
+    }
+
+    /// Begins to connect; without effect if it has begun.
+    pub fn start(&self) {
+        self.shared.with(|client, now| client.start(now));
+    }
+
+    /// Makes a request; its outcome comes to the sink under this token.
+    ///
+    /// It never waits. A caller that can outrun the network asks [`Client::poll_room`] first, or holds its number of
+    /// open requests within bounds.
+    ///
+    /// # Errors
+    /// As [`ringpost_client::Client::request`]: nothing comes to the sink then.
+    pub fn request(&self, spec: RequestSpec, token: u64) -> Result<RequestKey, Error> {
+        self.shared.with(|client, now| client.request(spec, token, now))
+    }
+
+    /// Ends a request; it completes with [`Code::Cancelled`], unless it ended before.
+    pub fn cancel(&self, key: RequestKey) -> bool {
+        self.shared.with(|client, now| client.cancel(key, now))
+    }
+
+    /// Ready while the unsent bytes of this connection are few enough to take more; else the waker is called then.
+    pub fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.shared.poll_room(cx)
+    }
+
+    /// Answers a delivery. `false` if it is not held any more.
+    pub fn answer(&self, key: DeliveryKey, verdict: Verdict, content: Content) -> bool {
+        self.shared.with(|client, now| client.answer(key, verdict, content, now))
+    }
+
+    /// Says that a handler is still at work. `false` if nobody waits for it.
+    pub fn progress(&self, key: DeliveryKey, content: Content) -> bool {
+        self.shared.with(|client, _| client.progress(key, content))
+    }
+
+    /// Offers to handle an action, holding at most `credit` requests at once (0: the server's default).
+    ///
+    /// # Errors
+    /// As [`ringpost_client::Client::register`]. The broker's own word comes as a [`Notice`].
+    pub fn register(&self, action: &str, credit: u32) -> Result<RegistrationId, Error> {
+        self.shared.with(|client, _| client.register(action, credit))
+    }
+
+    /// Handles an action no more; deliveries may still come until [`Notice::Deregistered`].
+    pub fn deregister(&self, id: RegistrationId) {
+        self.shared.with(|client, _| client.deregister(id));
+    }
+
+    /// Changes how many requests a registration holds at once.
+    pub fn set_credit(&self, id: RegistrationId, credit: u32) {
+        self.shared.with(|client, _| client.set_credit(id, credit));
+    }
+
+    /// Whether to be told the receivers.
+    pub fn watch_receivers(&self, watch: bool) {
+        self.shared.with(|client, _| client.watch_receivers(watch));
+    }
+
+    /// Takes nothing new, finishes what is open, then closes.
+    pub fn drain(&self) {
+        self.shared.with(|client, now| client.drain(now));
+    }
+
+    /// Closes at once.
+    pub fn close(&self) {
+        self.shared.with(|client, _| client.close());
+    }
+
+    /// Waits until the client is closed, everything was given to the sink, and the socket is gone.
+    pub async fn ended(&self) {
+        self.shared.ended().await;
+    }
+
+    /// Requests without an outcome.
+    pub fn open_requests(&self) -> usize {
+        self.shared.with(|client, _| client.open_requests())
+    }
+
+    /// What was dropped or ignored so far.
+    pub fn counters(&self) -> Counters {
+        self.shared.with(|client, _| client.counters())
+    }
+}

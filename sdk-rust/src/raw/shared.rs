@@ -1,0 +1,262 @@
+//! What callers on any thread and the client's own task share: the core, and what it wants sent or handed out.
+
+use std::{
+    mem,
+    sync::{Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+    time::Instant,
+};
+
+use ringpost_client::{Client, ClientConfig, Completion, Delivery, Output};
+use ringpost_protocol::{Outgoing, Segment, frame::encode_client, message::ServerMessage, time::Time};
+use tokio::sync::{Notify, watch};
+
+use super::Notice;
+
+/// Unsent bytes over which callers are asked to wait.
+const ROOM_BYTES: usize = 4 << 20;
+/// Send buffers that are kept for the next turn.
+const SPARE_BUFFERS: usize = 2;
+/// A buffer that grew beyond this is not kept.
+const SPARE_BYTES: usize = 1 << 20;
+
+/// Outputs on their way to the sink, in batches.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    pub(super) completions: Vec<Completion>,
+    pub(super) deliveries: Vec<Delivery>,
+    pub(super) notices: Vec<Notice>,
+}
+
+impl Batch {
+    fn is_empty(&self) -> bool {
+        self.completions.is_empty() && self.deliveries.is_empty() && self.notices.is_empty()
+    }
+}
+
+/// What the core wants done to the connection itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Wanted {
+    pub(super) connect: bool,
+    pub(super) disconnect: bool,
+}
+
+#[derive(Debug)]
+struct State {
+    client: Client,
+    outgoing: Outgoing,
+    batch: Batch,
+    wanted: Wanted,
+    /// The task sleeps until then, or until it is woken; `None` while it is awake and will look by itself.
+    asleep_until: Option<Time>,
+    /// Callers that wait for room.
+    crowd: Vec<Waker>,
+    spare: Vec<Vec<u8>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    state: Mutex<State>,
+    wake: Notify,
+    origin: Instant,
+    ended: watch::Sender<bool>,
+}
+
+/// What the task finds at the start of a turn.
+#[derive(Debug)]
+pub(super) struct Turn {
+    pub(super) wanted: Wanted,
+    pub(super) closed: bool,
+    /// Requests and deliveries that are open: whether more of them may be about to speak.
+    pub(super) open: usize,
+}
+
+impl Shared {
+    pub(super) fn new(config: ClientConfig) -> Self {
+        Self {
+            state: Mutex::new(State {
+                client: Client::new(config),
+                outgoing: Outgoing::new(),
+                batch: Batch::default(),
+                wanted: Wanted::default(),
+                asleep_until: None,
+                crowd: Vec::new(),
+                spare: Vec::new(),
+            }),
+            wake: Notify::new(),
+            origin: Instant::now(),
+            ended: watch::Sender::new(false),
+        }
+    }
+
+    pub(super) fn now(&self) -> Time {
+        Time::ZERO + self.origin.elapsed()
+    }
+
+    /// The instant of a point in the core's time; far ahead for "never".
+    pub(super) fn instant(&self, time: Time) -> Instant {
+        let far = std::time::Duration::from_secs(86_400 * 365);
+        self.origin + time.since(Time::ZERO).min(far)
+    }
+
+    /// A panic while the lock was held would be a bug here; what it protects is still the best there is.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Calls the core, and wakes the task if there is something for it to do that it does not know of.
+    pub(super) fn with<T>(&self, call: impl FnOnce(&mut Client, Time) -> T) -> T {
+        let now = self.now();
+        let mut state = self.lock();
+        let result = call(&mut state.client, now);
+        state.settle();
+        let wake = state.must_wake();
+        drop(state);
+        if wake {
+            self.wake.notify_one();
+        }
+        result
+    }
+
+    /// Gives the core what was received.
+    pub(super) fn receive(&self, messages: &mut Vec<ServerMessage>) {
+        let now = self.now();
+        let mut state = self.lock();
+        for message in messages.drain(..) {
+            state.client.received(message, now);
+        }
+        state.settle();
+    }
+
+    /// A turn of the task: lets time pass, and takes what there is to do. `batch` must be empty.
+    pub(super) fn turn(&self, batch: &mut Batch) -> Turn {
+        let now = self.now();
+        let mut state = self.lock();
+        state.asleep_until = None;
+        if state.client.next_deadline().is_some_and(|deadline| deadline <= now) {
+            state.client.handle_timeout(now);
+            state.settle();
+        }
+        mem::swap(&mut state.batch, batch);
+        Turn {
+            wanted: mem::take(&mut state.wanted),
+            closed: state.client.closed().is_some(),
+            open: state.client.open_requests() + state.client.held_deliveries(),
+        }
+    }
+
+    /// Takes what is to be written, and gives back buffers that were.
+    pub(super) fn take_outgoing(&self, into: &mut impl Extend<Segment>, written: &mut Vec<Vec<u8>>) {
+        let mut state = self.lock();
+        let state = &mut *state;
+        while let Some(mut buffer) = written.pop() {
+            if state.spare.len() < SPARE_BUFFERS && buffer.capacity() <= SPARE_BYTES {
+                buffer.clear();
+                state.spare.push(buffer);
+            }
+        }
+        into.extend(std::iter::from_fn(|| state.outgoing.pop(|| state.spare.pop().unwrap_or_default())));
+        // There is room now. Whoever wakes before the lock is free waits for it shortly, and only when it was full.
+        state.crowd.drain(..).for_each(Waker::wake);
+    }
+
+    /// The socket is gone: what was to be written on it is nobody's.
+    pub(super) fn discard_outgoing(&self) {
+        let mut state = self.lock();
+        state.outgoing.clear();
+        let crowd = mem::take(&mut state.crowd);
+        drop(state);
+        crowd.into_iter().for_each(Waker::wake);
+    }
+
+    /// Until when the task may sleep; `None` if there is something to do first. `can_write`: whether the socket would
+    /// take bytes.
+    pub(super) fn may_sleep(&self, can_write: bool) -> Option<Time> {
+        let mut state = self.lock();
+        let idle = state.batch.is_empty()
+            && state.wanted == Wanted::default()
+            && (!can_write || state.outgoing.is_empty());
+        let until = state.client.next_deadline().unwrap_or(Time::NEVER);
+        state.asleep_until = idle.then_some(until);
+        state.asleep_until
+    }
+
+    /// Waits until a caller has something for the task.
+    pub(super) async fn woken(&self) {
+        self.wake.notified().await;
+    }
+
+    pub(super) fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.lock();
+        if state.outgoing.len() < ROOM_BYTES {
+            return Poll::Ready(());
+        }
+        if !state.crowd.last().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            state.crowd.push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// The task is over.
+    pub(super) fn end(&self) {
+        self.discard_outgoing();
+        self.ended.send_replace(true);
+    }
+
+    pub(super) async fn ended(&self) {
+        // The sender lives as long as `self`: the only result is "it is so".
+        let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
+    }
+}
+
+impl State {
+    /// Sorts what the core wants.
+    fn settle(&mut self) {
+        while let Some(output) = self.client.poll_output() {
+            let notice = match output {
+                Output::Send(message) => {
+                    encode_client(&message, &mut self.outgoing);
+                    continue;
+                }
+                Output::Complete(completion) => {
+                    self.batch.completions.push(completion);
+                    continue;
+                }
+                Output::Deliver(delivery) => {
+                    self.batch.deliveries.push(delivery);
+                    continue;
+                }
+                Output::Connect => {
+                    self.wanted.connect = true;
+                    continue;
+                }
+                Output::Disconnect => {
+                    // A connection that was wanted but not yet begun is not wanted any more.
+                    self.wanted = Wanted { connect: false, disconnect: true };
+                    continue;
+                }
+                Output::Progress { token, content } => Notice::Progress { token, content },
+                Output::CancelDelivery(key) => Notice::CancelDelivery(key),
+                Output::Receivers(list) => Notice::Receivers(list),
+                Output::Registered(id) => Notice::Registered(id),
+                Output::RegistrationFailed(id, error) => Notice::RegistrationFailed(id, error),
+                Output::Deregistered(id) => Notice::Deregistered(id),
+                Output::Event(event) => Notice::Event(event),
+            };
+            self.batch.notices.push(notice);
+        }
+    }
+
+    /// Whether the task sleeps over something; if so it is taken for awake from now on.
+    fn must_wake(&mut self) -> bool {
+        let Some(until) = self.asleep_until else { return false };
+        let due = !self.outgoing.is_empty()
+            || !self.batch.is_empty()
+            || self.wanted != Wanted::default()
+            || self.client.next_deadline().is_some_and(|deadline| deadline < until);
+        if due {
+            self.asleep_until = None;
+        }
+        due
+    }
+}

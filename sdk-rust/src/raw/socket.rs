@@ -1,0 +1,183 @@
+//! One connection's bytes: the preface, frames in, segments out.
+
+use std::{
+    collections::VecDeque,
+    io::{self, IoSlice},
+    time::Duration,
+};
+
+use bytes::BytesMut;
+use ringpost_protocol::{
+    Segment, WireError,
+    frame::{FrameReader, Preface, decode_server},
+    limits::DEFAULT_MAX_PAYLOAD_BYTES,
+    message::ServerMessage,
+};
+use tokio::{
+    io::AsyncReadExt,
+    net::{TcpStream, tcp},
+    time::timeout,
+};
+
+use crate::Address;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a goodbye may take: writing what waits, and reading until the server has closed too.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
+/// Room for one read.
+const READ_BYTES: usize = 64 << 10;
+/// Room for one read within a large frame: what its length claims is not taken on trust.
+const MAX_READ_BYTES: usize = 1 << 20;
+/// Segments in one write; the kernel takes at most 1024 (UIO_MAXIOV).
+const WRITE_SEGMENTS: usize = 64;
+
+/// Opens a connection.
+///
+/// # Errors
+/// With a message for people.
+pub(super) async fn dial(address: &Address) -> Result<TcpStream, String> {
+    let connecting = TcpStream::connect((address.host.as_str(), address.port));
+    let stream = match timeout(CONNECT_TIMEOUT, connecting).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return Err(format!("cannot connect to {address}: {error}; is a server running there?")),
+        Err(_) => return Err(format!("no answer from {address} within {CONNECT_TIMEOUT:?}")),
+    };
+    stream.set_nodelay(true).map_err(|error| format!("TCP_NODELAY on the connection to {address}: {error}"))?;
+    Ok(stream)
+}
+
+/// The receiving half.
+#[derive(Debug)]
+pub(super) struct Receiver<'a> {
+    half: tcp::ReadHalf<'a>,
+    buffer: BytesMut,
+    frames: FrameReader,
+    greeted: bool,
+}
+
+impl<'a> Receiver<'a> {
+    pub(super) fn new(half: tcp::ReadHalf<'a>) -> Self {
+        Self { half, buffer: BytesMut::new(), frames: FrameReader::new(DEFAULT_MAX_PAYLOAD_BYTES), greeted: false }
+    }
+
+    /// Reads once, as much as there is. 0 at the end of the stream. Nothing is lost when its future is dropped.
+    pub(super) async fn read(&mut self) -> io::Result<usize> {
+        let room = self.frames.missing(&self.buffer).clamp(READ_BYTES, MAX_READ_BYTES);
+        if self.buffer.capacity() - self.buffer.len() < READ_BYTES / 4 {
+            self.buffer.reserve(room);
+        }
+        self.half.read_buf(&mut self.buffer).await
+    }
+
+    /// Decodes all whole frames that were read.
+    pub(super) fn decode(&mut self, messages: &mut Vec<ServerMessage>) -> Result<(), WireError> {
+        if !self.greeted {
+            let preface = Preface::decode(&self.buffer).map_err(|error| {
+                let message = "the server's answer is not Ringpost's binary dialect: is this a Ringpost port?";
+                WireError::new(error.code, message)
+            })?;
+            if preface.is_none() {
+                return Ok(());
+            }
+            let _preface = self.buffer.split_to(Preface::BYTES);
+            self.greeted = true;
+        }
+        while let Some(frame) = self.frames.next(&mut self.buffer)? {
+            let Some(message) = decode_server(frame)? else { continue };
+            if let ServerMessage::Welcome(welcome) = &message {
+                self.frames = FrameReader::new(welcome.max_payload);
+            }
+            messages.push(message);
+        }
+        Ok(())
+    }
+}
+
+/// The sending half.
+#[derive(Debug)]
+pub(super) struct Sender<'a> {
+    half: tcp::WriteHalf<'a>,
+    waiting: VecDeque<Segment>,
+    /// Bytes of the first segment that are written.
+    offset: usize,
+    /// Buffers that can be filled again.
+    pub(super) written: Vec<Vec<u8>>,
+}
+
+impl<'a> Sender<'a> {
+    pub(super) fn new(half: tcp::WriteHalf<'a>) -> Self {
+        let preface = Segment::Owned(Preface::plain().encode().to_vec());
+        Self { half, waiting: VecDeque::from([preface]), offset: 0, written: Vec::new() }
+    }
+
+    /// What waits to be written, and the buffers that were.
+    pub(super) fn queues(&mut self) -> (&mut VecDeque<Segment>, &mut Vec<Vec<u8>>) {
+        (&mut self.waiting, &mut self.written)
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Waits until the socket takes bytes; for ever, if there are none.
+    pub(super) async fn writable(&self) -> io::Result<()> {
+        if self.is_idle() { std::future::pending().await } else { self.half.writable().await }
+    }
+
+    /// Writes as much as the socket takes.
+    pub(super) fn write(&mut self) -> io::Result<()> {
+        while !self.waiting.is_empty() {
+            let mut slices = [IoSlice::new(&[]); WRITE_SEGMENTS];
+            let mut used = 0;
+            for (slice, segment) in slices.iter_mut().zip(&self.waiting) {
+                let skip = if used == 0 { self.offset } else { 0 };
+                *slice = IoSlice::new(&segment.as_ref()[skip..]);
+                used += 1;
+            }
+            match self.half.try_write_vectored(&slices[..used]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => self.advance(written),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn advance(&mut self, written: usize) {
+        self.offset += written;
+        while let Some(first) = self.waiting.front() {
+            let length = first.as_ref().len();
+            if self.offset < length {
+                return;
+            }
+            self.offset -= length;
+            if let Some(Segment::Owned(buffer)) = self.waiting.pop_front() {
+                self.written.push(buffer);
+            }
+        }
+    }
+}
+
+/// Ends a connection in good order: writes what waits, says that nothing follows, and reads until the server has
+/// closed too. Closing with unread bytes would make the kernel reset the connection, and the server could lose what
+/// was written last.
+pub(super) async fn part(mut sender: Sender<'_>, mut receiver: Receiver<'_>) -> io::Result<()> {
+    let orderly = async {
+        while !sender.is_idle() {
+            sender.writable().await?;
+            sender.write()?;
+        }
+        tokio::io::AsyncWriteExt::shutdown(&mut sender.half).await?;
+        loop {
+            receiver.buffer.clear();
+            if receiver.read().await? == 0 {
+                return Ok(());
+            }
+        }
+    };
+    match timeout(FAREWELL_TIMEOUT, orderly).await {
+        Ok(result) => result,
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    }
+}

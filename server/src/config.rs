@@ -1,0 +1,304 @@
+//! Everything about a server that can be set.
+
+use std::{net::SocketAddr, path::{Path, PathBuf}, time::Duration};
+
+use ringpost_broker::Policy;
+use ringpost_protocol::limits::{
+    DEFAULT_MAX_PAYLOAD_BYTES, DEFAULT_PORT, FRAME_OVERHEAD_BYTES, MAX_MAX_PAYLOAD_BYTES,
+};
+use serde::Deserialize;
+
+use crate::units;
+
+/// How the next handler of an action is chosen among those that have credit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Dispatch {
+    /// One after the other.
+    #[default]
+    RoundRobin,
+    /// The one that holds the fewest requests.
+    LeastBusy,
+}
+
+impl std::str::FromStr for Dispatch {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "round-robin" => Ok(Self::RoundRobin),
+            "least-busy" => Ok(Self::LeastBusy),
+            _ => Err(format!("`{text}` is neither `round-robin` nor `least-busy`")),
+        }
+    }
+}
+
+/// Everything about a server that can be set.
+///
+/// As TOML its keys are the command's flags: `max-payload = "16MiB"`. What is not given has its default, and a key that
+/// does not exist is an error. Durations and sizes are written as [`units`] says.
+///
+/// ```
+/// let config: ringpost_server::Config = ringpost_server::Config::from_toml_text(r#"
+///     id = "a"
+///     listen = ["127.0.0.1:8888", "[::1]:8888"]
+///     dispatch = "least-busy"
+///     drain-timeout = "30s"
+/// "#)?;
+/// assert_eq!(config.listen.len(), 2);
+/// # Ok::<(), ringpost_server::ConfigError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[non_exhaustive]
+pub struct Config {
+    /// The server's own name, told to clients; 1 to 255 bytes. Default `ringpost`.
+    pub id: String,
+    /// Where to listen; port 0 takes a free one. Default `127.0.0.1:8888`.
+    pub listen: Vec<SocketAddr>,
+    /// How handlers are chosen. Default round-robin.
+    pub dispatch: Dispatch,
+    /// The least time between two dispatches. Default 0: none.
+    #[serde(with = "units::duration")]
+    pub dispatch_interval: Duration,
+    /// The longest payload in bytes, up to 1 GiB. Default 16 MiB.
+    #[serde(with = "units::size")]
+    pub max_payload: u64,
+    /// Requests that may wait for credit in one action's queue. Default 65536.
+    pub queue_limit: usize,
+    /// Bytes that may wait in one action's queue. Default 64 MiB.
+    #[serde(with = "units::size")]
+    pub queue_limit_bytes: u64,
+    /// Connections at once. Default: 50000, or what the limit of open files allows if that is less.
+    pub max_connections: Option<usize>,
+    /// Actions that one connection may register. Default 1024.
+    pub max_actions: usize,
+    /// The longest ttl and timeout: longer ones are cut to it. Default 7 days.
+    #[serde(with = "units::duration")]
+    pub max_ttl: Duration,
+    /// The timeout of a binary client's request that names none. Default 10 s.
+    #[serde(with = "units::duration")]
+    pub default_timeout: Duration,
+    /// How many bytes may wait to be sent on one connection before it is closed as too slow. Default 64 MiB.
+    #[serde(with = "units::size")]
+    pub outbound_limit: u64,
+    /// The time in which a new connection must say its first message. Default 5 s.
+    #[serde(with = "units::duration")]
+    pub handshake_timeout: Duration,
+    /// Silence after which a client is asked whether it is there; it is lost after three times that. Default 5 s.
+    #[serde(with = "units::duration")]
+    pub ping_interval: Duration,
+    /// How long a leaving server waits for what is open. Default 10 s.
+    #[serde(with = "units::duration")]
+    pub drain_timeout: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let broker = ringpost_broker::Config::default();
+        Self {
+            id: broker.server_id,
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], DEFAULT_PORT))],
+            dispatch: Dispatch::default(),
+            dispatch_interval: broker.dispatch_interval,
+            max_payload: u64::from(DEFAULT_MAX_PAYLOAD_BYTES),
+            queue_limit: broker.queue_limit,
+            queue_limit_bytes: broker.queue_limit_bytes as u64,
+            max_connections: None,
+            max_actions: broker.max_actions,
+            max_ttl: broker.max_ttl,
+            default_timeout: broker.default_timeout,
+            outbound_limit: 64 << 20,
+            handshake_timeout: Duration::from_secs(5),
+            ping_interval: broker.ping_interval,
+            drain_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// A configuration that cannot be used. The command ends with 78.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("the configuration {path} cannot be read: {cause}")]
+    Unreadable {
+        /// Its path.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        cause: std::io::Error,
+    },
+    /// It is not TOML, or has keys or types that are not known.
+    #[error("the configuration{} is not understood: {cause}", in_file(path.as_deref()))]
+    NotUnderstood {
+        /// Where it came from, if from a file.
+        path: Option<PathBuf>,
+        /// Line, column, what is wrong, and what is allowed.
+        #[source]
+        cause: Box<toml::de::Error>,
+    },
+    /// A value is out of its range.
+    #[error("{key} = {value} cannot be: {allowed}")]
+    OutOfRange {
+        /// The key, which is the flag's name too.
+        key: &'static str,
+        /// The value.
+        value: String,
+        /// What is allowed.
+        allowed: String,
+    },
+}
+
+fn in_file(path: Option<&Path>) -> String {
+    path.map_or_else(String::new, |path| format!(" {}", path.display()))
+}
+
+impl Config {
+    /// Reads a TOML file. The values are not checked yet, since flags may still replace them: see
+    /// [`Config::validate`].
+    ///
+    /// # Errors
+    /// [`ConfigError::Unreadable`], [`ConfigError::NotUnderstood`].
+    pub fn from_toml(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|cause| ConfigError::Unreadable { path: path.to_owned(), cause })?;
+        toml::from_str(&text)
+            .map_err(|cause| ConfigError::NotUnderstood { path: Some(path.to_owned()), cause: Box::new(cause) })
+    }
+
+    /// The same from text.
+    ///
+    /// # Errors
+    /// [`ConfigError::NotUnderstood`].
+    pub fn from_toml_text(text: &str) -> Result<Self, ConfigError> {
+        toml::from_str(text).map_err(|cause| ConfigError::NotUnderstood { path: None, cause: Box::new(cause) })
+    }
+
+    /// Checks every value. Starting a server does it too.
+    ///
+    /// # Errors
+    /// [`ConfigError::OutOfRange`], for the first one that is.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let largest_frame = self.max_payload.saturating_add(u64::from(FRAME_OVERHEAD_BYTES));
+        check("id", &self.id, (1..=255).contains(&self.id.len()) && !self.id.chars().any(char::is_control), || {
+            "1 to 255 bytes without control characters".into()
+        })?;
+        check("listen", "[]", !self.listen.is_empty(), || "at least one address is needed".into())?;
+        check("max-payload", self.max_payload, (1..=u64::from(MAX_MAX_PAYLOAD_BYTES)).contains(&self.max_payload), || {
+            "1 byte to 1GiB".into()
+        })?;
+        check("queue-limit-bytes", self.queue_limit_bytes, self.queue_limit_bytes >= self.max_payload, || {
+            format!("at least max-payload ({}), or the largest request could never wait", self.max_payload)
+        })?;
+        check("outbound-limit", self.outbound_limit, self.outbound_limit >= largest_frame, || {
+            format!("at least {largest_frame} (max-payload and a frame's other parts), or the largest could never be sent")
+        })?;
+        check("max-connections", self.max_connections.unwrap_or(1), self.max_connections != Some(0), || "at least 1".into())?;
+        check("max-actions", self.max_actions, self.max_actions > 0, || "at least 1".into())?;
+        for (key, value) in [
+            ("max-ttl", self.max_ttl),
+            ("default-timeout", self.default_timeout),
+            ("handshake-timeout", self.handshake_timeout),
+            ("ping-interval", self.ping_interval),
+        ] {
+            let allowed = Duration::from_millis(1)..=Duration::from_millis(u64::from(u32::MAX - 1));
+            check(key, format!("{value:?}"), allowed.contains(&value), || "1ms to 49d".into())?;
+        }
+        for (key, value) in [("dispatch-interval", self.dispatch_interval), ("drain-timeout", self.drain_timeout)] {
+            let allowed = value <= Duration::from_secs(86_400);
+            check(key, format!("{value:?}"), allowed, || "at most 1d".into())?;
+        }
+        Ok(())
+    }
+
+    /// What the core is told of it. Both random numbers are new at each start.
+    pub(crate) fn broker(&self, boot: u64, hash_seed: u64) -> ringpost_broker::Config {
+        ringpost_broker::Config {
+            server_id: self.id.clone(),
+            boot,
+            hash_seed,
+            policy: match self.dispatch {
+                Dispatch::RoundRobin => Policy::RoundRobin,
+                Dispatch::LeastBusy => Policy::LeastBusy,
+            },
+            dispatch_interval: self.dispatch_interval,
+            max_payload: self.max_payload_bytes(),
+            queue_limit: self.queue_limit,
+            queue_limit_bytes: usize::try_from(self.queue_limit_bytes).unwrap_or(usize::MAX),
+            max_actions: self.max_actions,
+            default_timeout: self.default_timeout,
+            max_ttl: self.max_ttl,
+            ping_interval: self.ping_interval,
+            ..ringpost_broker::Config::default()
+        }
+    }
+
+    pub(crate) fn max_payload_bytes(&self) -> u32 {
+        u32::try_from(self.max_payload).unwrap_or(MAX_MAX_PAYLOAD_BYTES)
+    }
+}
+
+fn check(
+    key: &'static str, value: impl ToString, holds: bool, allowed: impl FnOnce() -> String,
+) -> Result<(), ConfigError> {
+    if holds { Ok(()) } else { Err(ConfigError::OutOfRange { key, value: value.to_string(), allowed: allowed() }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every key is read, in every notation.
+    #[test]
+    fn reads_toml() {
+        let text = r#"
+            id = "a"
+            listen = ["127.0.0.1:1", "[::1]:2"]
+            dispatch = "least-busy"
+            dispatch-interval = 5
+            max-payload = "1MiB"
+            queue-limit = 10
+            queue-limit-bytes = 2000000
+            max-connections = 3
+            max-actions = 4
+            max-ttl = "1h"
+            default-timeout = "2.5s"
+            outbound-limit = "8MiB"
+            handshake-timeout = "1s"
+            ping-interval = "250ms"
+            drain-timeout = "1m"
+        "#;
+        let config = Config::from_toml_text(text).unwrap();
+        config.validate().unwrap();
+        assert_eq!((config.dispatch, config.max_payload), (Dispatch::LeastBusy, 1 << 20));
+        assert_eq!(config.dispatch_interval, Duration::from_millis(5));
+        assert_eq!(config.default_timeout, Duration::from_millis(2500));
+        assert_eq!(config.drain_timeout, Duration::from_secs(60));
+        assert_eq!(Config::from_toml_text("").unwrap(), Config::default());
+        Config::default().validate().unwrap();
+    }
+
+    /// A wrong key or value is named, with what is allowed.
+    #[test]
+    fn errors_name_key_and_range() {
+        let error = Config::from_toml_text("max-payloads = 1").unwrap_err().to_string();
+        assert!(error.contains("max-payloads") && error.contains("`max-payload`"), "{error}");
+        let error = Config::from_toml_text("drain-timeout = \"soon\"").unwrap_err().to_string();
+        assert!(error.contains("soon") && error.contains("250ms"), "{error}");
+        let error = Config::from_toml(Path::new("/nowhere/ringpost.toml")).unwrap_err().to_string();
+        assert!(error.contains("/nowhere/ringpost.toml"), "{error}");
+        for (text, expected) in [
+            ("max-payload = \"2GiB\"", "max-payload = 2147483648 cannot be: 1 byte to 1GiB"),
+            ("listen = []", "listen = [] cannot be"),
+            ("id = \"\"", "id =  cannot be"),
+            ("outbound-limit = 1", "outbound-limit = 1 cannot be"),
+            ("max-connections = 0", "max-connections = 0 cannot be: at least 1"),
+            ("ping-interval = 0", "ping-interval = 0ns cannot be"),
+        ] {
+            let error = Config::from_toml_text(text).unwrap().validate().unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}
