@@ -28,7 +28,8 @@ impl Address {
     /// [`Code::Malformed`] if the text is none of these.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let bad = || {
-            let message = format!("`{text}` is not an address: write host:port, for example 127.0.0.1:{DEFAULT_PORT}");
+            let message =
+                format!("`{text}` is not an address: write host:port, for example 127.0.0.1:{DEFAULT_PORT}");
             Error::new(Code::Malformed, message)
         };
         let (host, port) = if let Some(rest) = text.strip_prefix('[') {
@@ -88,7 +89,18 @@ mod tests {
         ] {
             assert_eq!(shown(text).unwrap(), expected, "{text}");
         }
-        for text in ["", ":8888", "host:", "host:99999", "host:x", "[::1", "[::1]9000", "a b", "http://host:80", "1:2:x"] {
+        for text in [
+            "",
+            ":8888",
+            "host:",
+            "host:99999",
+            "host:x",
+            "[::1",
+            "[::1]9000",
+            "a b",
+            "http://host:80",
+            "1:2:x",
+        ] {
             assert_eq!(shown(text).unwrap_err().kind(), Code::Malformed, "{text}");
         }
     }

@@ -38,7 +38,12 @@ pub struct Request {
 }
 
 impl Request {
-    pub(crate) fn new(delivery: Delivery, client: raw::Client, cancellation: Cancellation, now: Instant) -> Self {
+    pub(crate) fn new(
+        delivery: Delivery,
+        client: raw::Client,
+        cancellation: Cancellation,
+        now: Instant,
+    ) -> Self {
         let left = delivery.message.time_left_ms;
         let deadline = (left != u32::MAX).then(|| now + Duration::from_millis(u64::from(left)));
         Self { delivery, deadline, cancellation, client }
@@ -194,7 +199,8 @@ impl HandlerError {
 
     fn panicked(payload: &(dyn Any + Send)) -> Self {
         let text = payload.downcast_ref::<&str>().copied();
-        let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
+        let text =
+            text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
         Self::new(format!("the handler panicked: {text}")).with_code("panic")
     }
 
@@ -321,7 +327,9 @@ impl Answering {
 impl Drop for Answering {
     fn drop(&mut self) {
         if !self.answered {
-            self.say(Err(HandlerError::new("the handler was dropped before it answered").with_code("dropped")));
+            self.say(Err(
+                HandlerError::new("the handler was dropped before it answered").with_code("dropped")
+            ));
         }
     }
 }

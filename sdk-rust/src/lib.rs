@@ -1,3 +1,25 @@
-//! The Rust client for the Ringpost message broker
-
+#![doc = include_str!("guide.md")]
 #![forbid(unsafe_code)]
+
+mod address;
+mod builder;
+mod cancellation;
+mod client;
+mod handler;
+mod hub;
+mod news;
+pub mod raw;
+mod reply;
+mod request;
+mod waiters;
+
+pub use address::Address;
+pub use builder::ClientBuilder;
+pub use cancellation::Cancellation;
+pub use client::{Client, Registration};
+pub use handler::{HandlerError, HandlerOptions, Request};
+pub use news::{Events, Receivers};
+pub use reply::{Reply, ReplyInfo};
+pub use request::{Accepted, Every, Kind, One, RequestBuilder, RequestFuture};
+pub use ringpost_client::{Error, Event};
+pub use ringpost_protocol::{Code as ErrorKind, Status, message::RequestId};

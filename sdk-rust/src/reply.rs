@@ -49,8 +49,12 @@ impl Reply {
     ///
     /// # Errors
     /// [`Code::TooLarge`] if a key is longer than 255 bytes, or all together are longer than 65535.
-    pub fn with_headers<'a>(mut self, pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self, Error> {
-        self.headers = encode_headers(pairs).map_err(|error| Error::new(Code::TooLarge, error.to_string()))?;
+    pub fn with_headers<'a>(
+        mut self,
+        pairs: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Result<Self, Error> {
+        self.headers =
+            encode_headers(pairs).map_err(|error| Error::new(Code::TooLarge, error.to_string()))?;
         Ok(self)
     }
 

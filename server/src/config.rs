@@ -1,6 +1,10 @@
 //! Everything about a server that can be set.
 
-use std::{net::SocketAddr, path::{Path, PathBuf}, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use ringpost_broker::Policy;
 use ringpost_protocol::limits::{
@@ -164,8 +168,10 @@ impl Config {
     pub fn from_toml(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|cause| ConfigError::Unreadable { path: path.to_owned(), cause })?;
-        toml::from_str(&text)
-            .map_err(|cause| ConfigError::NotUnderstood { path: Some(path.to_owned()), cause: Box::new(cause) })
+        toml::from_str(&text).map_err(|cause| ConfigError::NotUnderstood {
+            path: Some(path.to_owned()),
+            cause: Box::new(cause),
+        })
     }
 
     /// The same from text.
@@ -173,7 +179,8 @@ impl Config {
     /// # Errors
     /// [`ConfigError::NotUnderstood`].
     pub fn from_toml_text(text: &str) -> Result<Self, ConfigError> {
-        toml::from_str(text).map_err(|cause| ConfigError::NotUnderstood { path: None, cause: Box::new(cause) })
+        toml::from_str(text)
+            .map_err(|cause| ConfigError::NotUnderstood { path: None, cause: Box::new(cause) })
     }
 
     /// Checks every value. Starting a server does it too.
@@ -182,20 +189,38 @@ impl Config {
     /// [`ConfigError::OutOfRange`], for the first one that is.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let largest_frame = self.max_payload.saturating_add(u64::from(FRAME_OVERHEAD_BYTES));
-        check("id", &self.id, (1..=255).contains(&self.id.len()) && !self.id.chars().any(char::is_control), || {
-            "1 to 255 bytes without control characters".into()
-        })?;
+        check(
+            "id",
+            &self.id,
+            (1..=255).contains(&self.id.len()) && !self.id.chars().any(char::is_control),
+            || "1 to 255 bytes without control characters".into(),
+        )?;
         check("listen", "[]", !self.listen.is_empty(), || "at least one address is needed".into())?;
-        check("max-payload", self.max_payload, (1..=u64::from(MAX_MAX_PAYLOAD_BYTES)).contains(&self.max_payload), || {
-            "1 byte to 1GiB".into()
-        })?;
-        check("queue-limit-bytes", self.queue_limit_bytes, self.queue_limit_bytes >= self.max_payload, || {
-            format!("at least max-payload ({}), or the largest request could never wait", self.max_payload)
-        })?;
+        check(
+            "max-payload",
+            self.max_payload,
+            (1..=u64::from(MAX_MAX_PAYLOAD_BYTES)).contains(&self.max_payload),
+            || "1 byte to 1GiB".into(),
+        )?;
+        check(
+            "queue-limit-bytes",
+            self.queue_limit_bytes,
+            self.queue_limit_bytes >= self.max_payload,
+            || {
+                format!(
+                    "at least max-payload ({}), or the largest request could never wait",
+                    self.max_payload
+                )
+            },
+        )?;
         check("outbound-limit", self.outbound_limit, self.outbound_limit >= largest_frame, || {
-            format!("at least {largest_frame} (max-payload and a frame's other parts), or the largest could never be sent")
+            format!(
+                "at least {largest_frame} (max-payload and a frame's other parts), or the largest could never be sent"
+            )
         })?;
-        check("max-connections", self.max_connections.unwrap_or(1), self.max_connections != Some(0), || "at least 1".into())?;
+        check("max-connections", self.max_connections.unwrap_or(1), self.max_connections != Some(0), || {
+            "at least 1".into()
+        })?;
         check("max-actions", self.max_actions, self.max_actions > 0, || "at least 1".into())?;
         for (key, value) in [
             ("max-ttl", self.max_ttl),
@@ -206,7 +231,9 @@ impl Config {
             let allowed = Duration::from_millis(1)..=Duration::from_millis(u64::from(u32::MAX - 1));
             check(key, format!("{value:?}"), allowed.contains(&value), || "1ms to 49d".into())?;
         }
-        for (key, value) in [("dispatch-interval", self.dispatch_interval), ("drain-timeout", self.drain_timeout)] {
+        for (key, value) in
+            [("dispatch-interval", self.dispatch_interval), ("drain-timeout", self.drain_timeout)]
+        {
             let allowed = value <= Duration::from_secs(86_400);
             check(key, format!("{value:?}"), allowed, || "at most 1d".into())?;
         }
@@ -241,9 +268,16 @@ impl Config {
 }
 
 fn check(
-    key: &'static str, value: impl ToString, holds: bool, allowed: impl FnOnce() -> String,
+    key: &'static str,
+    value: impl ToString,
+    holds: bool,
+    allowed: impl FnOnce() -> String,
 ) -> Result<(), ConfigError> {
-    if holds { Ok(()) } else { Err(ConfigError::OutOfRange { key, value: value.to_string(), allowed: allowed() }) }
+    if holds {
+        Ok(())
+    } else {
+        Err(ConfigError::OutOfRange { key, value: value.to_string(), allowed: allowed() })
+    }
 }
 
 #[cfg(test)]

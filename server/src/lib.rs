@@ -1,3 +1,50 @@
-//! The Ringpost server: drives the broker's core on io_uring. Embeddable
+//! The Ringpost server: drives the broker's core on io_uring. Embeddable.
+//!
+//! ```no_run
+//! use ringpost_server::Server;
+//!
+//! let server = Server::builder().listen(["127.0.0.1:0".parse()?]).start()?;
+//! println!("listening on {}", server.address());
+//! server.stop();
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # A turn
+//!
+//! One thread owns a ring, the connections and the core; nothing on a request's path is locked. Between two visits to
+//! the kernel lies a *turn*:
+//!
+//! ```text
+//! completions ─┬─> reader: bytes → messages → core → outputs → each connection's outgoing bytes ─┐
+//!              ├─> reader: …                                                                    ├─> flusher ─> writers ─> kernel
+//!              └─> reader: …                                                                    ┘
+//! ```
+//!
+//! A read's messages all go into the core before its outputs are taken, and those are encoded at once, while the
+//! payloads are still in the cache and in the reader's buffer. The first input of a turn wakes the flusher; it queues up
+//! behind the readers that were woken with it, so it runs when they are done, and wakes the writers: what a turn has for
+//! one connection leaves in one send. The clocks are read once per turn.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`Server`], [`Handle`] | starting, draining, stopping |
+//! | [`Config`], [`units`] | everything that can be set |
+//! | `shard` | the core, the turn, deadlines |
+//! | `connections` | what is known of each connection |
+//! | `tasks` | reader and writer of a connection, acceptor, flusher, timekeeper |
+//! | `buffers` | buffers to write with, used again and again |
 
 #![forbid(unsafe_code)]
+
+mod buffers;
+mod config;
+mod connections;
+mod error;
+mod server;
+mod shard;
+mod tasks;
+pub mod units;
+
+pub use config::{Config, ConfigError, Dispatch};
+pub use error::StartError;
+pub use server::{Builder, Crashed, Ended, Handle, Server};

@@ -13,7 +13,8 @@ pub struct UnitError {
     expected: &'static str,
 }
 
-const DURATION: &str = "a duration: a number with ms, s, m, h or d behind it (`250ms`, `1.5s`), or of milliseconds alone";
+const DURATION: &str =
+    "a duration: a number with ms, s, m, h or d behind it (`250ms`, `1.5s`), or of milliseconds alone";
 const SIZE: &str = "a size: a number with KiB, MiB or GiB behind it (`64KiB`), or of bytes alone";
 
 /// Reads a duration.
@@ -30,9 +31,8 @@ const SIZE: &str = "a size: a number with KiB, MiB or GiB behind it (`64KiB`), o
 /// # Errors
 /// [`UnitError`], which says what is allowed.
 pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
-    const UNITS: [(&str, f64); 7] = [
-        ("us", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("d", 86_400.0), ("", 1e-3),
-    ];
+    const UNITS: [(&str, f64); 7] =
+        [("us", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("d", 86_400.0), ("", 1e-3)];
     let error = || UnitError { text: text.to_owned(), expected: DURATION };
     let seconds = scaled(text, &UNITS).ok_or_else(error)?;
     Duration::try_from_secs_f64(seconds).map_err(|_| error())

@@ -45,7 +45,9 @@ use std::{
 
 use bytes::Bytes;
 use ringpost_client::{ClientConfig, Counters, Error};
-pub use ringpost_client::{Completion, Delivery, DeliveryKey, Event, RegistrationId, RequestKey, RequestSpec};
+pub use ringpost_client::{
+    Completion, Delivery, DeliveryKey, Event, RegistrationId, RequestKey, RequestSpec,
+};
 use ringpost_protocol::{Code, Content, message::Verdict};
 use tokio::runtime::Handle;
 
@@ -105,7 +107,10 @@ impl Client {
     /// [`Code::Unsupported`] outside a tokio runtime.
     pub fn new(config: ClientConfig, address: Address, sink: Arc<dyn CompletionSink>) -> Result<Self, Error> {
         let runtime = Handle::try_current().map_err(|_| {
-            Error::new(Code::Unsupported, "a client needs a tokio runtime with IO and time: create it inside of one")
+            Error::new(
+                Code::Unsupported,
+                "a client needs a tokio runtime with IO and time: create it inside of one",
+            )
         })?;
         let client = Self { shared: Arc::new(Shared::new(config)) };
         runtime.spawn(driver::run(client.clone(), address, sink));

@@ -39,10 +39,14 @@ pub(super) async fn dial(address: &Address) -> Result<TcpStream, String> {
     let connecting = TcpStream::connect((address.host.as_str(), address.port));
     let stream = match timeout(CONNECT_TIMEOUT, connecting).await {
         Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return Err(format!("cannot connect to {address}: {error}; is a server running there?")),
+        Ok(Err(error)) => {
+            return Err(format!("cannot connect to {address}: {error}; is a server running there?"));
+        }
         Err(_) => return Err(format!("no answer from {address} within {CONNECT_TIMEOUT:?}")),
     };
-    stream.set_nodelay(true).map_err(|error| format!("TCP_NODELAY on the connection to {address}: {error}"))?;
+    stream
+        .set_nodelay(true)
+        .map_err(|error| format!("TCP_NODELAY on the connection to {address}: {error}"))?;
     Ok(stream)
 }
 
@@ -57,7 +61,12 @@ pub(super) struct Receiver<'a> {
 
 impl<'a> Receiver<'a> {
     pub(super) fn new(half: tcp::ReadHalf<'a>) -> Self {
-        Self { half, buffer: BytesMut::new(), frames: FrameReader::new(DEFAULT_MAX_PAYLOAD_BYTES), greeted: false }
+        Self {
+            half,
+            buffer: BytesMut::new(),
+            frames: FrameReader::new(DEFAULT_MAX_PAYLOAD_BYTES),
+            greeted: false,
+        }
     }
 
     /// Reads once, as much as there is. 0 at the end of the stream. Nothing is lost when its future is dropped.
@@ -73,7 +82,8 @@ impl<'a> Receiver<'a> {
     pub(super) fn decode(&mut self, messages: &mut Vec<ServerMessage>) -> Result<(), WireError> {
         if !self.greeted {
             let preface = Preface::decode(&self.buffer).map_err(|error| {
-                let message = "the server's answer is not Ringpost's binary dialect: is this a Ringpost port?";
+                let message =
+                    "the server's answer is not Ringpost's binary dialect: is this a Ringpost port?";
                 WireError::new(error.code, message)
             })?;
             if preface.is_none() {

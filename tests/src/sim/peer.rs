@@ -123,8 +123,8 @@ impl Peer {
         let told = match &completion.result {
             Ok(content) if content.is_empty() => Told::Accepted,
             Ok(content) => Told::Reply(number_in(content.payload())),
-            Err(error) if error.code() == Code::Remote => Told::Remote(number_in(error.message().as_bytes())),
-            Err(error) => Told::Error(error.code()),
+            Err(error) if error.kind() == Code::Remote => Told::Remote(number_in(error.message().as_bytes())),
+            Err(error) => Told::Error(error.kind()),
         };
         if completion.last {
             self.open.remove(&completion.token);
@@ -211,7 +211,7 @@ impl Peer {
             Ok(key) => {
                 self.open.insert(token, key);
             }
-            Err(error) => oracle.told(token, &Told::Error(error.code()), None, true, now.mono.micros()),
+            Err(error) => oracle.told(token, &Told::Error(error.kind()), None, true, now.mono.micros()),
         }
     }
 }

@@ -1,0 +1,266 @@
+//! What can be said about a client before it connects.
+
+use std::{fmt, future::Future, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use ringpost_client::{ClientConfig, Error};
+use ringpost_protocol::{Code, encode_headers, limits::MAX_SESSION_BYTES};
+use tokio::runtime::Handle;
+
+use crate::{
+    Address, Client, HandlerError, HandlerOptions, Reply, Request,
+    client::Inner,
+    handler::{Function, Handler},
+    hub::{Hub, HubSink},
+    raw,
+};
+
+/// Options of a [`Client`], beside those of the reference's client:
+///
+/// | the reference's | here | default |
+/// |---|---|---|
+/// | `host`, `port` | [`Client::builder`]`("host:port")`, [`host`](Self::host), [`port`](Self::port) | `:8888` |
+/// | `reconnect` | [`reconnect`](Self::reconnect) | `true` |
+/// | `reconnectInterval` | [`reconnect_interval`](Self::reconnect_interval) | 1 s |
+/// | `taskInterval` | [`task_interval`](Self::task_interval) | 0 |
+/// | `action`, `requestHandler` | [`handler`](Self::handler), or [`action`](Self::action) and [`request_handler`](Self::request_handler) | – |
+/// | `autoStart` | [`auto_start`](Self::auto_start) | `true` |
+/// | `defaultRequestTimeout` | [`default_request_timeout`](Self::default_request_timeout) | 10 s |
+/// | `receivers` | [`receivers`](Self::receivers), [`Client::receivers`] | `false` |
+#[must_use = "a client is made by `connect`"]
+pub struct ClientBuilder {
+    address: Result<Address, Error>,
+    config: ClientConfig,
+    auto_start: bool,
+    action: Option<String>,
+    request_handler: Option<Planned>,
+    handlers: Vec<(String, Planned)>,
+}
+
+#[derive(Clone)]
+struct Planned {
+    options: HandlerOptions,
+    handler: Arc<dyn Handler>,
+}
+
+impl Planned {
+    fn new<F, Fut>(options: HandlerOptions, function: F) -> Self
+    where
+        F: Fn(Request) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Reply, HandlerError>> + Send + 'static,
+    {
+        Self { options, handler: Arc::new(Function { function, stop_on_cancel: options.stop_on_cancel }) }
+    }
+}
+
+impl fmt::Debug for ClientBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientBuilder")
+            .field("address", &self.address)
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ClientBuilder {
+    pub(crate) fn new(address: &str) -> Self {
+        Self {
+            address: Address::parse(address),
+            config: ClientConfig { retry_initial: false, ..ClientConfig::default() },
+            auto_start: true,
+            action: None,
+            request_handler: None,
+            handlers: Vec::new(),
+        }
+    }
+
+    /// The server's host: a name or an address, without port.
+    pub fn host(mut self, host: impl Into<String>) -> Self {
+        let host = host.into();
+        match &mut self.address {
+            Ok(address) => address.host = host,
+            bad => *bad = Address::parse(&host),
+        }
+        self
+    }
+
+    /// The server's port.
+    pub fn port(mut self, port: u16) -> Self {
+        if let Ok(address) = &mut self.address {
+            address.port = port;
+        }
+        self
+    }
+
+    /// Whether to connect again when the connection is lost.
+    pub fn reconnect(mut self, reconnect: bool) -> Self {
+        self.config.reconnect = reconnect;
+        self
+    }
+
+    /// The pause before connecting again, ± 20 %; while tries fail it doubles, up to ten times this.
+    pub fn reconnect_interval(mut self, interval: Duration) -> Self {
+        self.config.reconnect_interval = interval;
+        self
+    }
+
+    /// How many tries may fail in a row; one more, and the client is closed. Without it, it never gives up.
+    pub fn max_reconnects(mut self, tries: u32) -> Self {
+        self.config.max_reconnects = Some(tries);
+        self
+    }
+
+    /// Whether [`connect`](Self::connect) goes on trying when the server cannot be reached at first, instead of
+    /// failing.
+    pub fn retry_initial(mut self, retry: bool) -> Self {
+        self.config.retry_initial = retry;
+        self
+    }
+
+    /// The least time between two requests given to handlers.
+    pub fn task_interval(mut self, interval: Duration) -> Self {
+        self.config.task_interval = interval;
+        self
+    }
+
+    /// How long requests wait for their outcome unless they say so themselves.
+    pub fn default_request_timeout(mut self, timeout: Duration) -> Self {
+        self.config.default_request_timeout = timeout;
+        self
+    }
+
+    /// How many requests may wait while there is no connection; more fail with [`Code::Overloaded`].
+    pub fn max_pending(mut self, requests: usize) -> Self {
+        self.config.max_pending = requests;
+        self
+    }
+
+    /// Whether to be told the receivers from the start; [`Client::receivers`] asks for it later too.
+    pub fn receivers(mut self, watch: bool) -> Self {
+        self.config.watch_receivers = watch;
+        self
+    }
+
+    /// The session's name, at most 255 bytes. Without it, a random one. A later connection under the same name takes
+    /// the session over: the earlier client is closed with [`Code::SessionTaken`].
+    pub fn session(mut self, name: impl Into<String>) -> Self {
+        self.config.session = name.into().into();
+        self
+    }
+
+    /// Whether [`connect`](Self::connect) connects; if not, [`Client::start`] does.
+    pub fn auto_start(mut self, start: bool) -> Self {
+        self.auto_start = start;
+        self
+    }
+
+    /// The action of the [`request_handler`](Self::request_handler). Alone it registers nothing.
+    pub fn action(mut self, action: impl Into<String>) -> Self {
+        self.action = Some(action.into());
+        self
+    }
+
+    /// Handles the [`action`](Self::action).
+    pub fn request_handler<F, Fut>(mut self, handler: F) -> Self
+    where
+        F: Fn(Request) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Reply, HandlerError>> + Send + 'static,
+    {
+        self.request_handler = Some(Planned::new(HandlerOptions::default(), handler));
+        self
+    }
+
+    /// Handles an action; call it again for further ones.
+    pub fn handler<F, Fut>(self, action: impl Into<String>, handler: F) -> Self
+    where
+        F: Fn(Request) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Reply, HandlerError>> + Send + 'static,
+    {
+        self.handler_with(action, HandlerOptions::default(), handler)
+    }
+
+    /// Handles an action, with options.
+    pub fn handler_with<F, Fut>(
+        mut self,
+        action: impl Into<String>,
+        options: HandlerOptions,
+        handler: F,
+    ) -> Self
+    where
+        F: Fn(Request) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Reply, HandlerError>> + Send + 'static,
+    {
+        self.handlers.push((action.into(), Planned::new(options, handler)));
+        self
+    }
+
+    /// Connects, and waits until the server has said welcome and taken all handlers.
+    ///
+    /// With `auto_start(false)` it gives the client at once; requests made before [`Client::start`] wait for it.
+    ///
+    /// # Errors
+    /// * [`Code::Connect`]: the server cannot be reached (and `retry_initial` is off).
+    /// * [`Code::Malformed`], [`Code::ReservedName`]: a bad address, session or action.
+    /// * [`Code::Unsupported`]: not within a tokio runtime, or the server speaks another version.
+    /// * Whatever the server says against the connection or a handler.
+    pub async fn connect(self) -> Result<Client, Error> {
+        let auto_start = self.auto_start;
+        let (client, mut registrations) = self.build()?;
+        if auto_start {
+            client.start().await?;
+            for registration in &mut registrations {
+                registration.taken().await?;
+            }
+        }
+        Ok(client)
+    }
+
+    fn build(mut self) -> Result<(Client, Vec<crate::Registration>), Error> {
+        let address = self.address?;
+        if self.config.session.len() > MAX_SESSION_BYTES {
+            let message = format!("a session's name must not be longer than {MAX_SESSION_BYTES} bytes");
+            return Err(Error::new(Code::Malformed, message));
+        }
+        match (self.action.take(), self.request_handler.take()) {
+            (Some(action), Some(planned)) => self.handlers.push((action, planned)),
+            (None, Some(_)) => {
+                return Err(Error::new(Code::Malformed, "a request_handler needs an action to handle"));
+            }
+            (_, None) => {}
+        }
+        let (name, seed) = random_name_and_seed()?;
+        if self.config.session.is_empty() {
+            self.config.session = name;
+        }
+        self.config.seed = seed;
+        self.config.headers =
+            encode_headers([("client", "ringpost-rust"), ("version", env!("CARGO_PKG_VERSION"))])
+                .map_err(|error| Error::new(Code::Malformed, error.to_string()))?;
+        let runtime = Handle::try_current().map_err(|_| {
+            Error::new(
+                Code::Unsupported,
+                "a client needs a tokio runtime with IO and time: connect inside of one",
+            )
+        })?;
+        let patience = self.config.default_request_timeout;
+        let hub = Arc::new(Hub::new(runtime));
+        let raw = raw::Client::new(self.config, address, Arc::new(HubSink(hub.clone())))?;
+        let client = Client::new(Inner { raw, hub, patience });
+        let registrations = self
+            .handlers
+            .into_iter()
+            .map(|(action, planned)| client.register(&action, planned.options, planned.handler))
+            .collect::<Result<_, _>>()?;
+        Ok((client, registrations))
+    }
+}
+
+/// A session's name of 128 random bits in hexadecimal, and a seed for the jitter.
+fn random_name_and_seed() -> Result<(Bytes, u64), Error> {
+    let unavailable = |error| Error::new(Code::Connect, format!("the system gives no random bytes: {error}"));
+    let mut random = [0; 16];
+    getrandom::fill(&mut random).map_err(unavailable)?;
+    let name = format!("{:032x}", u128::from_be_bytes(random));
+    let seed = getrandom::u64().map_err(unavailable)?;
+    Ok((name.into(), seed))
+}

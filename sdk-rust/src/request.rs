@@ -1,0 +1,323 @@
+//! Requests: how they are built, and the futures of their outcomes.
+
+use std::{
+    borrow::Cow,
+    future::{Future, IntoFuture},
+    marker::PhantomData,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use ringpost_client::{Completion, Error, RequestKey, RequestSpec};
+use ringpost_protocol::{
+    Code, Content, Span, encode_headers, limits::MAX_MAX_PAYLOAD_BYTES, message::RequestFlags,
+};
+use serde::Serialize;
+
+use crate::{
+    Reply,
+    client::Inner,
+    reply::to_json,
+    waiters::{OnProgress, Outcome},
+};
+
+/// What is asked for; the parameter of [`RequestBuilder`] and [`RequestFuture`].
+pub trait Kind: sealed::Kind {
+    /// What a future of this kind gives.
+    type Value;
+}
+
+/// A request with one reply.
+#[derive(Debug)]
+pub enum One {}
+
+/// A request to every handler of the action, with a reply or an error from each.
+#[derive(Debug)]
+pub enum Every {}
+
+/// A request that wants no reply; its future gives when the broker has accepted it.
+#[derive(Debug)]
+pub enum Accepted {}
+
+impl Kind for One {
+    type Value = Reply;
+}
+
+impl Kind for Every {
+    type Value = Vec<Result<Reply, Error>>;
+}
+
+impl Kind for Accepted {
+    type Value = ();
+}
+
+mod sealed {
+    use super::*;
+
+    pub trait Kind {
+        const FLAGS: RequestFlags;
+        type Outcome;
+        fn outcome(outcome: Outcome) -> Result<Self::Outcome, Error>;
+    }
+
+    impl Kind for One {
+        const FLAGS: RequestFlags = RequestFlags(0);
+        type Outcome = Reply;
+        fn outcome(outcome: Outcome) -> Result<Reply, Error> {
+            reply(only(outcome)?)
+        }
+    }
+
+    impl Kind for Accepted {
+        const FLAGS: RequestFlags = RequestFlags::SEND;
+        type Outcome = ();
+        fn outcome(outcome: Outcome) -> Result<(), Error> {
+            only(outcome)?.result.map(drop)
+        }
+    }
+
+    impl Kind for Every {
+        const FLAGS: RequestFlags = RequestFlags::BROADCAST;
+        type Outcome = Vec<Result<Reply, Error>>;
+        fn outcome(outcome: Outcome) -> Result<Self::Outcome, Error> {
+            let mut legs = match outcome {
+                Outcome::Legs(legs) => legs,
+                Outcome::One(completion) => vec![completion],
+            };
+            // No leg ended at the broker: it is the broadcast itself that failed.
+            if legs.iter().all(|leg| leg.leg.is_none())
+                && let Some(Err(error)) = legs.iter().map(|leg| &leg.result).next()
+            {
+                return Err(error.clone());
+            }
+            legs.sort_by_key(|leg| leg.leg.map_or(u32::MAX, |leg| leg.index));
+            Ok(legs.into_iter().map(reply).collect())
+        }
+    }
+
+    fn only(outcome: Outcome) -> Result<Completion, Error> {
+        match outcome {
+            Outcome::One(completion) => Ok(completion),
+            Outcome::Legs(legs) => {
+                let message = "the server sent the legs of a broadcast for a request that was none";
+                legs.into_iter().next().ok_or_else(|| Error::new(Code::Malformed, message))
+            }
+        }
+    }
+
+    fn reply(completion: Completion) -> Result<Reply, Error> {
+        completion.result.map(|content| Reply::received(&content, completion.info))
+    }
+}
+
+/// A request to be made: await it, or say more about it first.
+///
+/// Nothing is sent before it is awaited (or turned into its future and polled).
+#[must_use = "a request is made when it is awaited"]
+pub struct RequestBuilder<K> {
+    inner: Arc<Inner>,
+    /// The action's name, then the data.
+    buffer: Vec<u8>,
+    name_bytes: usize,
+    options: Cow<'static, [u8]>,
+    headers: Vec<(String, String)>,
+    spec: RequestSpec,
+    on_progress: Option<OnProgress>,
+    error: Option<Error>,
+    kind: PhantomData<fn() -> K>,
+}
+
+impl<K: Kind> RequestBuilder<K> {
+    pub(crate) fn json<T: Serialize + ?Sized>(inner: &Arc<Inner>, action: &str, data: &T) -> Self {
+        let mut builder = Self::new(inner, action, 128);
+        if let Err(error) = serde_json::to_writer(&mut builder.buffer, data) {
+            let message = format!("the request's data cannot be written as JSON: {error}");
+            builder.error = Some(Error::new(Code::Malformed, message));
+        }
+        builder
+    }
+
+    pub(crate) fn bytes(inner: &Arc<Inner>, action: &str, data: &[u8]) -> Self {
+        let mut builder = Self::new(inner, action, data.len());
+        builder.buffer.extend_from_slice(data);
+        builder
+    }
+
+    fn new(inner: &Arc<Inner>, action: &str, data_bytes: usize) -> Self {
+        let mut buffer = Vec::with_capacity(action.len() + data_bytes);
+        buffer.extend_from_slice(action.as_bytes());
+        Self {
+            inner: inner.clone(),
+            buffer,
+            name_bytes: action.len(),
+            options: Cow::Borrowed(&[]),
+            headers: Vec::new(),
+            spec: RequestSpec { flags: K::FLAGS, ..RequestSpec::default() },
+            on_progress: None,
+            error: None,
+            kind: PhantomData,
+        }
+    }
+
+    /// How long the broker may keep it. A plain request's is at least its timeout.
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.spec.ttl = ttl;
+        self
+    }
+
+    /// How long to wait for the outcome; the handler is told. Without it, the client's default.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.spec.timeout = timeout;
+        self
+    }
+
+    /// Deliveries at most: more than one lets it go to another handler when one dies over it.
+    pub fn max_attempts(mut self, max_attempts: u8) -> Self {
+        self.spec.max_attempts = max_attempts;
+        self
+    }
+
+    /// It must survive crashes of the broker and of handlers.
+    pub fn durable(mut self) -> Self {
+        self.spec.flags = self.spec.flags.with(RequestFlags::DURABLE);
+        self
+    }
+
+    /// Options for the handler, as JSON text.
+    pub fn options<T: Serialize + ?Sized>(mut self, options: &T) -> Self {
+        match to_json("the request's options", options) {
+            Ok(text) => self.options = Cow::Owned(text),
+            Err(error) => self.error = Some(error),
+        }
+        self
+    }
+
+    /// A header for the handler, behind those that are there; keys may repeat.
+    pub fn header(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.headers.push((key.into(), value.into()));
+        self
+    }
+
+    /// Called with what the handler says while it is at work. It runs in the client's own task: it must be short.
+    pub fn on_progress(mut self, callback: impl Fn(Bytes) + Send + Sync + 'static) -> Self {
+        self.spec.flags = self.spec.flags.with(RequestFlags::PROGRESS);
+        self.on_progress = Some(Arc::new(callback));
+        self
+    }
+
+    fn finish(mut self) -> (Arc<Inner>, Result<RequestSpec, Error>, Option<OnProgress>) {
+        let content = match self.error.take() {
+            Some(error) => Err(error),
+            None => content(self.buffer, self.name_bytes, &self.options, &self.headers),
+        };
+        let spec = content.map(|content| RequestSpec { content, ..self.spec });
+        (self.inner, spec, self.on_progress)
+    }
+}
+
+/// Name and data are in the buffer already; options and headers are rare and go behind them.
+fn content(
+    mut buffer: Vec<u8>,
+    name_bytes: usize,
+    options: &[u8],
+    headers: &[(String, String)],
+) -> Result<Content, Error> {
+    let data_end = buffer.len();
+    if data_end - name_bytes > MAX_MAX_PAYLOAD_BYTES as usize {
+        let message = format!("{} bytes of data; no server takes more than 1 GiB", data_end - name_bytes);
+        return Err(Error::new(Code::TooLarge, message));
+    }
+    let mut append = |part: &[u8]| {
+        let start = buffer.len();
+        buffer.extend_from_slice(part);
+        Span::new(start, buffer.len())
+    };
+    let options = append(options);
+    let mut header_span = Span::default();
+    if !headers.is_empty() {
+        let pairs = headers.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        let encoded = encode_headers(pairs).map_err(|error| Error::new(Code::TooLarge, error.to_string()))?;
+        header_span = append(&encoded);
+    }
+    let (name, data) = (Span::new(0, name_bytes), Span::new(name_bytes, data_end));
+    Ok(Content::from_spans(buffer.into(), name, Span::default(), options, header_span, data))
+}
+
+impl<K: Kind> IntoFuture for RequestBuilder<K>
+where
+    K: sealed::Kind<Outcome = <K as Kind>::Value>,
+{
+    type Output = Result<<K as Kind>::Value, Error>;
+    type IntoFuture = RequestFuture<K>;
+
+    fn into_future(self) -> RequestFuture<K> {
+        let (inner, spec, on_progress) = self.finish();
+        RequestFuture { inner, stage: Stage::Unsent { spec: Some(spec), on_progress }, kind: PhantomData }
+    }
+}
+
+/// A request on its way. It is sent when it is first polled. Dropping it cancels the request: the broker and the
+/// handler are told; only what was sent without the wish for a reply goes on.
+#[must_use = "a request is made when its future is polled"]
+pub struct RequestFuture<K> {
+    inner: Arc<Inner>,
+    stage: Stage,
+    kind: PhantomData<fn() -> K>,
+}
+
+enum Stage {
+    Unsent { spec: Option<Result<RequestSpec, Error>>, on_progress: Option<OnProgress> },
+    Waiting { token: u64, key: RequestKey },
+    Done,
+}
+
+impl<K: Kind> Future for RequestFuture<K>
+where
+    K: sealed::Kind<Outcome = <K as Kind>::Value>,
+{
+    type Output = Result<<K as Kind>::Value, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        let (raw, waiters) = (&this.inner.raw, &this.inner.hub.waiters);
+        match &mut this.stage {
+            Stage::Unsent { spec, on_progress } => {
+                if raw.poll_room(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                let (spec, on_progress) = (spec.take(), on_progress.take());
+                this.stage = Stage::Done;
+                let Some(spec) = spec else { return Poll::Pending };
+                let spec = spec?;
+                let token = waiters.enter(cx, spec.flags.has(RequestFlags::BROADCAST), on_progress);
+                match raw.request(spec, token) {
+                    Ok(key) => this.stage = Stage::Waiting { token, key },
+                    Err(error) => {
+                        waiters.leave(token);
+                        return Poll::Ready(Err(error));
+                    }
+                }
+                Poll::Pending
+            }
+            Stage::Waiting { token, .. } => {
+                let outcome = std::task::ready!(waiters.poll(*token, cx));
+                this.stage = Stage::Done;
+                Poll::Ready(K::outcome(outcome))
+            }
+            Stage::Done => Poll::Pending,
+        }
+    }
+}
+
+impl<K> Drop for RequestFuture<K> {
+    fn drop(&mut self) {
+        if let Stage::Waiting { token, key } = self.stage
+            && self.inner.hub.waiters.leave(token)
+        {
+            self.inner.raw.cancel(key);
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! What is known of each connection, and the numbers by which the core knows them.
+
+use std::{collections::VecDeque, rc::Rc, time::Duration};
+
+use bytes::Bytes;
+use ringpost_broker::ConnId;
+use ringpost_io::{event::Event, stream::Stream};
+use ringpost_protocol::{Outgoing, dialect::ServerCodec, time::Time};
+
+/// How far a connection's life has come. It only moves forward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    /// Messages come and go.
+    Open,
+    /// What waits is still sent; what comes is thrown away. The core has forgotten it.
+    Ending,
+    /// The socket is shut down.
+    Gone,
+}
+
+/// A connection, from its accept until both of its tasks have ended.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) stream: Stream,
+    pub(crate) codec: ServerCodec,
+    pub(crate) out: Outgoing,
+    /// The latest list of receivers, as long as it was not sent.
+    pub(crate) receivers: Option<Bytes>,
+    /// Wakes the writer.
+    pub(crate) wake: Rc<Event>,
+    pub(crate) phase: Phase,
+    /// It is in the list of those that the flusher wakes.
+    pub(crate) dirty: bool,
+    /// Its first message has come.
+    pub(crate) greeted: bool,
+    /// The core knows it: it was told that it opened, and not that it closed.
+    pub(crate) known: bool,
+    /// One more than are allowed: it is only told so.
+    pub(crate) surplus: bool,
+    /// Segments that went out while a list of receivers waited.
+    pub(crate) overtaken: u8,
+}
+
+impl Connection {
+    pub(crate) fn new(stream: Stream, codec: ServerCodec, surplus: bool) -> Self {
+        Self {
+            stream,
+            codec,
+            out: Outgoing::new(),
+            receivers: None,
+            wake: Rc::default(),
+            phase: Phase::Open,
+            dirty: false,
+            greeted: false,
+            known: false,
+            surplus,
+            overtaken: 0,
+        }
+    }
+
+    /// The peer's address, for logs.
+    pub(crate) fn peer(&self) -> String {
+        self.stream.peer_addr().map_or_else(|_| "gone".into(), |peer| peer.to_string())
+    }
+}
+
+/// A connection's number together with the count of connections that had it: never the same twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Key {
+    pub(crate) conn: ConnId,
+    generation: u32,
+}
+
+/// All connections by number. Numbers are dense: the core and we index by them.
+#[derive(Debug, Default)]
+pub(crate) struct Connections {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    live: usize,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    generation: u32,
+    connection: Option<Connection>,
+}
+
+impl Connections {
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.live
+    }
+
+    pub(crate) fn insert(&mut self, connection: Connection) -> Key {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot::default());
+            (self.slots.len() - 1) as u32
+        });
+        let slot = &mut self.slots[index as usize];
+        debug_assert!(slot.connection.is_none());
+        slot.connection = Some(connection);
+        self.live += 1;
+        Key { conn: ConnId(index), generation: slot.generation }
+    }
+
+    #[inline]
+    pub(crate) fn get_mut(&mut self, conn: ConnId) -> Option<&mut Connection> {
+        self.slots.get_mut(conn.0 as usize)?.connection.as_mut()
+    }
+
+    /// The connection that the key was made for, unless it is gone.
+    pub(crate) fn find(&mut self, key: Key) -> Option<&mut Connection> {
+        let slot = self.slots.get_mut(key.conn.0 as usize)?;
+        if slot.generation == key.generation { slot.connection.as_mut() } else { None }
+    }
+
+    pub(crate) fn key(&self, conn: ConnId) -> Option<Key> {
+        let slot = self.slots.get(conn.0 as usize)?;
+        slot.connection.as_ref().map(|_| Key { conn, generation: slot.generation })
+    }
+
+    /// Both of its tasks have ended, and the core was told: the number is free.
+    pub(crate) fn remove(&mut self, conn: ConnId) -> Option<Connection> {
+        let slot = self.slots.get_mut(conn.0 as usize)?;
+        let connection = slot.connection.take()?;
+        slot.generation = slot.generation.wrapping_add(1);
+        self.free.push(conn.0);
+        self.live -= 1;
+        Some(connection)
+    }
+
+    /// The numbers of all, in order.
+    pub(crate) fn numbers(&self) -> Vec<ConnId> {
+        let used = self.slots.iter().enumerate().filter(|(_, slot)| slot.connection.is_some());
+        used.map(|(index, _)| ConnId(index as u32)).collect()
+    }
+}
+
+/// Connections that all have the same time for something, in the order in which it will be over.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    time: Duration,
+    queue: VecDeque<(Time, Key)>,
+}
+
+impl Waiting {
+    pub(crate) fn new(time: Duration) -> Self {
+        Self { time, queue: VecDeque::new() }
+    }
+
+    pub(crate) fn push(&mut self, now: Time, key: Key) {
+        self.queue.push_back((now + self.time, key));
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<Time> {
+        self.queue.front().map(|(time, _)| *time)
+    }
+
+    /// The next whose time is over. It may long have done what it had the time for.
+    pub(crate) fn expire(&mut self, now: Time) -> Option<Key> {
+        self.queue.pop_front_if(|(time, _)| *time <= now).map(|(_, key)| key)
+    }
+}

@@ -1,0 +1,330 @@
+//! Starting, draining, stopping.
+
+use std::{net::SocketAddr, rc::Rc, thread::JoinHandle, time::Duration};
+
+use ringpost_io::{
+    descriptors,
+    listener::Listener,
+    ring::{self, RingConfig},
+    signals::{Signal, Signals},
+};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use crate::{Config, Dispatch, StartError, shard::Shard, tasks};
+
+/// Connections that may wait to be accepted. The kernel cuts it to `net.core.somaxconn`.
+const BACKLOG: u32 = 4096;
+/// Connections at once, unless set.
+const DEFAULT_MAX_CONNECTIONS: usize = 50_000;
+/// Descriptors that are needed beside those of connections: ring, epoll, listeners, signals, logs, and an embedding
+/// program's own.
+const OTHER_DESCRIPTORS: u64 = 128;
+
+/// The server. It begins with [`Server::builder`], or for a whole process with [`Server::run_until_signalled`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Server;
+
+impl Server {
+    /// A server with the default configuration, to be changed and started.
+    pub fn builder() -> Builder {
+        Builder { config: Config::default() }
+    }
+
+    /// Runs a server on this thread until it is told to leave by SIGTERM or SIGINT: then it drains. A second signal
+    /// ends it at once. `listening` is called when clients can connect.
+    ///
+    /// # Errors
+    /// [`StartError`]: it did not start.
+    ///
+    /// # Panics
+    /// If the server itself panicked, which is a bug.
+    pub fn run_until_signalled(
+        config: Config,
+        listening: impl FnOnce(&[SocketAddr]) + 'static,
+    ) -> Result<Ended, StartError> {
+        run(config, Control::Signals, |addresses| {
+            listening(addresses);
+        })
+    }
+}
+
+/// How a server ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// As it was asked to.
+    Stopped,
+    /// At once, by a second signal of this number, without waiting for what was open.
+    BySignal(u8),
+}
+
+impl Ended {
+    /// The exit code of a command whose server ended so: 0, or 128 and the signal's number.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Stopped => 0,
+            Self::BySignal(number) => 128 + number,
+        }
+    }
+}
+
+/// Sets what a server is to be, and starts it. See [`Config`] for what can be set and the defaults.
+#[derive(Debug, Clone)]
+pub struct Builder {
+    config: Config,
+}
+
+impl Builder {
+    /// Replaces all that was set before.
+    #[must_use]
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// The server's own name.
+    #[must_use]
+    pub fn id(mut self, id: impl Into<String>) -> Self {
+        self.config.id = id.into();
+        self
+    }
+
+    /// Where to listen; port 0 takes a free one, see [`Handle::address`].
+    #[must_use]
+    pub fn listen(mut self, addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
+        self.config.listen = addresses.into_iter().collect();
+        self
+    }
+
+    /// How handlers are chosen.
+    #[must_use]
+    pub fn dispatch(mut self, dispatch: Dispatch) -> Self {
+        self.config.dispatch = dispatch;
+        self
+    }
+
+    /// The longest payload in bytes.
+    #[must_use]
+    pub fn max_payload(mut self, bytes: u64) -> Self {
+        self.config.max_payload = bytes;
+        self
+    }
+
+    /// Connections at once.
+    #[must_use]
+    pub fn max_connections(mut self, connections: usize) -> Self {
+        self.config.max_connections = Some(connections);
+        self
+    }
+
+    /// Starts it on a thread of its own, and returns when clients can connect.
+    ///
+    /// # Errors
+    /// [`StartError`], which says what to do.
+    pub fn start(self) -> Result<Handle, StartError> {
+        let (commands, received) = unbounded_channel();
+        let (started, outcome) = std::sync::mpsc::channel();
+        let config = self.config;
+        let thread = std::thread::Builder::new()
+            .name("ringpost-shard-0".into())
+            .spawn(move || {
+                let listening = started.clone();
+                let ended = run(config, Control::Commands(received), move |addresses| {
+                    // Nobody who waits for it any more: then `Handle` is gone, and its stop is on its way.
+                    listening.send(Ok(addresses.to_vec())).ok();
+                });
+                if let Err(error) = ended {
+                    started.send(Err(error)).ok();
+                }
+            })
+            .map_err(|cause| StartError::System { what: "starting a thread", cause })?;
+        match outcome.recv() {
+            Ok(Ok(addresses)) => Ok(Handle { addresses, commands, thread: Some(thread) }),
+            Ok(Err(error)) => {
+                thread.join().ok();
+                Err(error)
+            }
+            Err(_) => {
+                thread.join().ok();
+                let cause =
+                    std::io::Error::other("the thread ended before the server listened; this is a bug");
+                Err(StartError::System { what: "starting the shard", cause })
+            }
+        }
+    }
+}
+
+/// A running server. Dropping it stops it.
+#[derive(Debug)]
+pub struct Handle {
+    addresses: Vec<SocketAddr>,
+    commands: UnboundedSender<Command>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The server's thread panicked: a bug. What happened stands on stderr.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the server crashed: its panic message is on stderr")]
+pub struct Crashed;
+
+impl Handle {
+    /// The first address that it listens on.
+    pub fn address(&self) -> SocketAddr {
+        self.addresses[0]
+    }
+
+    /// The addresses that it listens on, in the order of the configuration.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Tells it to leave: clients are told, nothing new is accepted, and what is open has as long as `grace` to end.
+    /// Returns at once; see [`Handle::wait`].
+    pub fn drain(&self, grace: Duration) {
+        self.tell(Command::Drain(grace));
+    }
+
+    /// Stops it at once, and waits for its end.
+    pub fn stop(self) {
+        drop(self);
+    }
+
+    /// Waits for its end, after [`Handle::drain`].
+    ///
+    /// # Errors
+    /// [`Crashed`].
+    pub fn wait(mut self) -> Result<(), Crashed> {
+        self.thread.take().map_or(Ok(()), |thread| thread.join().map_err(|_| Crashed))
+    }
+
+    fn tell(&self, command: Command) {
+        // It fails only when the server has ended already, which is what every command asks for.
+        self.commands.send(command).ok();
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            self.tell(Command::Stop);
+            if thread.join().is_err() {
+                tracing::error!("{Crashed}");
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Command {
+    Drain(Duration),
+    Stop,
+}
+
+/// Who says when the server has to leave.
+enum Control {
+    Commands(UnboundedReceiver<Command>),
+    Signals,
+}
+
+/// Runs a shard on this thread until it has left.
+fn run(
+    config: Config,
+    control: Control,
+    listening: impl FnOnce(&[SocketAddr]) + 'static,
+) -> Result<Ended, StartError> {
+    config.validate()?;
+    let max_connections = max_connections(&config)?;
+    let seeds = seeds()?;
+    ring::run(&RingConfig::default(), async move {
+        let listeners = config
+            .listen
+            .iter()
+            .map(|address| Listener::bind(*address, BACKLOG))
+            .collect::<Result<Vec<_>, _>>()?;
+        let addresses = listeners.iter().map(Listener::local_addr).collect::<Result<Vec<_>, _>>();
+        let addresses =
+            addresses.map_err(|cause| StartError::System { what: "reading an address", cause })?;
+        let signals = match &control {
+            Control::Signals => Some(
+                Signals::listen()
+                    .map_err(|cause| StartError::System { what: "listening for signals", cause })?,
+            ),
+            Control::Commands(_) => None,
+        };
+        for address in &addresses {
+            tracing::info!(%address, id = config.id, "listening");
+        }
+        let drain_timeout = config.drain_timeout;
+        let shard = Rc::new(Shard::new(config, listeners.clone(), max_connections, seeds));
+        for listener in listeners {
+            ring::spawn(tasks::accept(shard.clone(), listener));
+        }
+        ring::spawn(tasks::flush(shard.clone()));
+        ring::spawn(tasks::keep_time(shard.clone()));
+        let by_signal = Rc::new(std::cell::Cell::new(Ended::Stopped));
+        if let Control::Commands(commands) = control {
+            ring::spawn(obey(shard.clone(), commands));
+        }
+        if let Some(signals) = signals {
+            ring::spawn(heed(shard.clone(), signals, drain_timeout, by_signal.clone()));
+        }
+        listening(&addresses);
+        shard.ended.wait().await;
+        assert!(!shard.crashed.get(), "a task of the server panicked: what it left behind cannot be trusted");
+        tracing::info!("stopped");
+        Ok(by_signal.get())
+    })?
+}
+
+async fn obey(shard: Rc<Shard>, mut commands: UnboundedReceiver<Command>) {
+    while let Some(command) = commands.recv().await {
+        match command {
+            Command::Drain(grace) => shard.drain(grace),
+            Command::Stop => shard.stop(),
+        }
+    }
+}
+
+async fn heed(shard: Rc<Shard>, mut signals: Signals, grace: Duration, ended: Rc<std::cell::Cell<Ended>>) {
+    let mut asked = false;
+    loop {
+        match signals.next().await {
+            Signal::Hangup => tracing::info!("SIGHUP: there is nothing to read again yet"),
+            signal if asked => {
+                tracing::warn!(?signal, "a second signal: leaving at once");
+                ended.set(Ended::BySignal(signal.number()));
+                return shard.stop();
+            }
+            signal => {
+                tracing::info!(?signal, "leaving; a second signal leaves at once");
+                asked = true;
+                shard.drain(grace);
+            }
+        }
+    }
+}
+
+/// How many connections may be there at once: as configured, or as many as descriptors are allowed.
+fn max_connections(config: &Config) -> Result<usize, StartError> {
+    let limit = descriptors::raise_limit()
+        .map_err(|cause| StartError::System { what: "raising the limit of open files", cause })?;
+    let wanted = config.max_connections.unwrap_or(DEFAULT_MAX_CONNECTIONS);
+    let needed = (wanted as u64).saturating_add(OTHER_DESCRIPTORS);
+    if needed <= limit.soft {
+        return Ok(wanted);
+    }
+    if config.max_connections.is_some() {
+        return Err(StartError::Descriptors { wanted, needed, allowed: limit.soft });
+    }
+    let allowed = usize::try_from(limit.soft.saturating_sub(OTHER_DESCRIPTORS)).unwrap_or(usize::MAX).max(1);
+    tracing::info!(allowed, "connections are limited by the limit of open files (`ulimit -n`)");
+    Ok(allowed)
+}
+
+fn seeds() -> Result<[u64; 2], StartError> {
+    let seed = || {
+        getrandom::u64()
+            .map_err(|error| StartError::System { what: "drawing random numbers", cause: error.into() })
+    };
+    Ok([seed()?, seed()?])
+}

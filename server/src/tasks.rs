@@ -1,0 +1,130 @@
+//! What waits: reader and writer of each connection, acceptor, flusher, timekeeper.
+
+use std::{rc::Rc, time::Duration};
+
+use bytes::BytesMut;
+use ringpost_broker::ConnId;
+use ringpost_io::{
+    clock,
+    event::Event,
+    listener::{AcceptError, Listener},
+    read_size::ReadSize,
+    ring,
+    stream::Stream,
+};
+
+use crate::shard::{NextRead, NextWrite, Shard};
+
+/// How long to wait when there is no room for one more connection.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+/// Takes in connections until the listener is closed.
+pub(crate) async fn accept(shard: Rc<Shard>, listener: Listener) {
+    let mut exhausted = false;
+    loop {
+        match listener.accept().await {
+            Ok(stream) => {
+                exhausted = false;
+                if let Some((conn, wake)) = shard.admit(stream.clone()) {
+                    ring::spawn(serve(shard.clone(), conn, stream, wake));
+                }
+            }
+            Err(AcceptError::Closed) => return,
+            Err(error) => {
+                // Once for each time that it begins, or it would fill the log.
+                if !std::mem::replace(&mut exhausted, true) {
+                    tracing::warn!(%error, "new connections have to wait");
+                }
+                clock::sleep(ACCEPT_BACKOFF).await;
+            }
+        }
+    }
+}
+
+/// A connection's whole life.
+async fn serve(shard: Rc<Shard>, conn: ConnId, stream: Stream, wake: Rc<Event>) {
+    let _crash = CrashWithMe(shard.clone());
+    let writer = ring::spawn(write(shard.clone(), conn, stream.clone(), wake));
+    read(&shard, conn, &stream).await;
+    writer.join().await;
+    shard.remove(conn);
+}
+
+async fn read(shard: &Shard, conn: ConnId, stream: &Stream) {
+    let (mut size, mut buffer, mut missing) = (ReadSize::default(), BytesMut::new(), 0);
+    loop {
+        size.prepare(&mut buffer, missing);
+        let offered = buffer.capacity() - buffer.len();
+        let (read, filled) = stream.read(buffer).await;
+        buffer = filled;
+        match read {
+            Ok(0) => return shard.half_closed(conn),
+            Ok(read) => size.observe(read, offered),
+            Err(error) => {
+                tracing::debug!(%conn, %error, "lost");
+                return shard.lost(conn);
+            }
+        }
+        match shard.take_in(conn, &mut buffer) {
+            NextRead::Read(more) => missing = more,
+            NextRead::Discard => {
+                buffer.clear();
+                missing = 0;
+            }
+        }
+    }
+}
+
+async fn write(shard: Rc<Shard>, conn: ConnId, stream: Stream, wake: Rc<Event>) {
+    let _crash = CrashWithMe(shard.clone());
+    loop {
+        match shard.next_write(conn) {
+            NextWrite::Wait => wake.wait().await,
+            NextWrite::End => return shard.flushed(conn),
+            NextWrite::Write(segment) => {
+                let (written, segment) = stream.write_all(segment).await;
+                shard.written(segment);
+                if let Err(error) = written {
+                    tracing::debug!(%conn, %error, "lost");
+                    return shard.lost(conn);
+                }
+            }
+        }
+    }
+}
+
+/// Ends each turn.
+pub(crate) async fn flush(shard: Rc<Shard>) {
+    let _crash = CrashWithMe(shard.clone());
+    loop {
+        shard.flush.wait().await;
+        shard.end_turn();
+    }
+}
+
+/// Does what is due when it is due.
+pub(crate) async fn keep_time(shard: Rc<Shard>) {
+    let _crash = CrashWithMe(shard.clone());
+    loop {
+        let Some(deadline) = shard.arm() else {
+            shard.rearm.wait().await;
+            continue;
+        };
+        let ahead = deadline.since(shard.clock().now().mono);
+        if ahead.is_zero() || clock::within(ahead, shard.rearm.wait()).await.is_none() {
+            shard.time_out();
+        }
+    }
+}
+
+/// A bug that stops one task must not leave a server that half works: the shard ends, and says so.
+struct CrashWithMe(Rc<Shard>);
+
+impl Drop for CrashWithMe {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.crashed.set(true);
+            self.0.ended.set();
+        }
+    }
+}
