@@ -13,6 +13,11 @@ use ringpost_cli::load::{self, Options, Outcome, Progress, Server};
 
 use crate::{nats::Nats, rows::Row};
 
+/// The name of the side that is judged.
+pub const OWN: &str = "Ringpost";
+/// The name of the one that it is compared with.
+pub const PEER: &str = "NATS";
+
 /// One of the two that are compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Side {
@@ -26,8 +31,8 @@ impl Side {
     /// Its name in results.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Ringpost(_) => "Ringpost",
-            Self::Nats(_) => "NATS",
+            Self::Ringpost(_) => OWN,
+            Self::Nats(_) => PEER,
         }
     }
 
@@ -96,6 +101,13 @@ pub struct Measured {
     pub row: Row,
     /// Each side's name with the outcomes of its runs.
     pub sides: Vec<(&'static str, Vec<Outcome>)>,
+}
+
+impl Measured {
+    /// The outcomes of a side, if it was measured.
+    pub fn of(&self, name: &str) -> Option<&[Outcome]> {
+        self.sides.iter().find(|(side, _)| *side == name).map(|(_, outcomes)| outcomes.as_slice())
+    }
 }
 
 /// Measures rows: in each run every row, in each row every side.

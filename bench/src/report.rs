@@ -4,7 +4,7 @@ use std::fmt::{self, Display, Write};
 
 use ringpost_cli::load::{Machine, Outcome};
 
-use crate::contest::{Measured, Plan};
+use crate::contest::{Measured, OWN, PEER, Plan};
 
 /// What is written beside the figures.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,14 +49,15 @@ pub fn write(
         )?,
         None => writeln!(out, "- {seconds} s each, the sides in turns; nothing pinned\n")?,
     }
-    write_goals(out, measured)?;
+    if measured.iter().all(|row| row.of(OWN).is_some()) {
+        write_goals(out, measured)?;
+    }
     write_figures(out, measured)
 }
 
-/// The first side is judged, the second is its peer.
 fn write_goals(out: &mut dyn Write, measured: &[Measured]) -> fmt::Result {
     writeln!(out, "## Goals\n")?;
-    writeln!(out, "| row | work | figure | own | peer | ratio | must | aim | reached |")?;
+    writeln!(out, "| row | work | figure | Ringpost | NATS | ratio | must | aim | reached |")?;
     writeln!(out, "|---|---|---|---|---|---|---|---|---|")?;
     for Measured { row, sides } in measured {
         let figure = row.figure;

@@ -14,7 +14,7 @@ use crate::{
     Broker, ConnId, Speaks,
     broker::Drain,
     slab::Key,
-    state::{Action, LegState, Request, RequestState, Session, Timer},
+    state::{Action, Kept, LegState, Request, RequestState, Session, Timer},
 };
 
 /// A small request in a large read buffer is copied out before it waits; from this size on it has a buffer of its own.
@@ -30,7 +30,7 @@ struct Deadline {
 }
 
 impl Broker {
-    pub(crate) fn request(&mut self, conn: ConnId, mut asked: Asked) {
+    pub(crate) fn request(&mut self, conn: ConnId, asked: &mut Asked) {
         self.counters.requests += 1;
         let Some(connection) = self.connection(conn) else { return };
         let (speaks, Some(session_key)) = (connection.speaks, connection.session) else { return };
@@ -44,10 +44,10 @@ impl Broker {
             return self.break_off(conn, &message);
         }
         session.next_number = asked.number + 1;
-        match self.admit(&asked) {
+        match self.admit(asked) {
             Ok(action) => self.accept(conn, session_key, action, speaks, asked),
             Err(Refusal::Internal) => self.answer_control(conn, session_key, asked),
-            Err(Refusal::Error(code, message)) => self.refuse(conn, session_key, &asked, code, message),
+            Err(Refusal::Error(code, message)) => self.refuse(conn, session_key, asked, code, message),
         }
     }
 
@@ -96,36 +96,34 @@ impl Broker {
         session_key: Key<Session>,
         action_key: Key<Action>,
         speaks: Speaks,
-        asked: Asked,
+        asked: &mut Asked,
     ) {
         if self.requests.is_full() || self.deliveries.is_full() {
             let message = "the server holds as many requests as it can: try again later".to_owned();
-            return self.refuse(conn, session_key, &asked, Code::Overloaded, message);
+            return self.refuse(conn, session_key, asked, Code::Overloaded, message);
         }
         let Some(action) = self.actions.get(action_key) else { return };
-        if action.handlers.is_empty() {
-            let message = no_handler(&String::from_utf8_lossy(&action.name));
-            return self.refuse(conn, session_key, &asked, Code::NoHandler, message);
-        }
         let broadcast = asked.flags.has(RequestFlags::BROADCAST);
         let at_once =
-            broadcast || (action.queue.waiting == 0 && !action.ready.is_empty() && self.may_dispatch());
-        if !at_once && let Some(message) = self.over_queue_limit(action, asked.content.len()) {
-            return self.refuse(conn, session_key, &asked, Code::Overloaded, message);
+            !broadcast && action.queue.waiting == 0 && !action.ready.is_empty() && self.may_dispatch();
+        if !(at_once || broadcast)
+            && let Some(message) = self.over_queue_limit(action, asked.content.len())
+        {
+            return self.refuse(conn, session_key, asked, Code::Overloaded, message);
         }
-        let deadline = self.deadline(&asked, speaks);
-        let tag = Tag::from_slice(asked.content.tag());
-        self.request_count += 1;
-        let (number, flags) = (asked.number, asked.flags);
+        let deadline = self.deadline(asked, speaks);
         let key = self.requests.next_key();
         let timer = self.timers.insert(deadline.at, Timer::Request(key));
-        let request = Request {
+        self.request_count += 1;
+        let (number, flags) = (asked.number, asked.flags);
+        let content = std::mem::take(&mut asked.content);
+        let max_attempts = u16::from(asked.max_attempts.max(1));
+        self.requests.insert(Request {
             session: session_key,
             number,
-            tag,
             action: action_key,
             flags,
-            max_attempts: u16::from(asked.max_attempts.max(1)),
+            max_attempts,
             attempt: 0,
             count: self.request_count,
             received: self.now,
@@ -133,16 +131,12 @@ impl Broker {
             ends_with: deadline.ends_with,
             timer,
             delivered_after_ms: u32::MAX,
-            content: asked.content,
+            kept: None,
+            content_bytes: content.len() as u32,
             state: RequestState::Queued,
-        };
-        let by_tag = (!request.tag.is_empty()).then(|| request.tag.clone());
-        self.requests.insert(request);
+        });
         if let Some(session) = self.sessions.get_mut(session_key) {
             session.open.insert(number, key);
-            if let Some(tag) = by_tag {
-                session.by_tag.insert(tag, number);
-            }
             // JSON has no word for it: there, a send that is not refused was accepted.
             if flags.has(RequestFlags::SEND)
                 && speaks == Speaks::Binary
@@ -154,14 +148,39 @@ impl Broker {
         if flags.has(RequestFlags::SEND) {
             self.counters.sends += 1;
         }
-        if broadcast {
+        if !content.tag().is_empty() {
+            self.keep_tag(key, session_key, number, content.tag());
+        }
+        if at_once {
+            self.dispatch_now(action_key, key, Some(content));
+        } else if broadcast {
             self.counters.broadcasts += 1;
+            self.keep(key, content);
             self.start_broadcast(key);
-        } else if at_once {
-            self.dispatch_now(action_key, key);
         } else {
+            self.keep(key, content);
             self.enqueue(action_key, key, false);
             self.dispatch(action_key);
+        }
+    }
+
+    /// Keeps a request's content beyond this turn, without the read buffer that it came in if that is much larger.
+    pub(crate) fn keep(&mut self, key: Key<Request>, mut content: Content) {
+        content.detach(SHARED_BUFFER_BYTES);
+        let Some(request) = self.requests.get_mut(key) else { return };
+        match request.kept.and_then(|kept| self.kept.get_mut(kept)) {
+            Some(kept) => kept.content = content,
+            None => request.kept = Some(self.kept.insert(Kept { tag: Tag::new(), content })),
+        }
+    }
+
+    fn keep_tag(&mut self, key: Key<Request>, session: Key<Session>, number: u64, tag: &[u8]) {
+        let tag = Tag::from_slice(tag);
+        if let Some(session) = self.sessions.get_mut(session) {
+            session.by_tag.insert(tag.clone(), number);
+        }
+        if let Some(request) = self.requests.get_mut(key) {
+            request.kept = Some(self.kept.insert(Kept { tag, content: Content::default() }));
         }
     }
 
@@ -295,7 +314,7 @@ impl Broker {
                 })
                 .collect(),
         };
-        let tag = request.tag.clone();
+        let tag = self.tag_of(request);
         for delivery in held {
             let Some(handler) = self.deliveries.get(delivery).map(|delivery| delivery.handler) else {
                 continue;

@@ -7,7 +7,6 @@ use ringpost_protocol::{
 
 use crate::{
     Broker, Speaks,
-    accept::SHARED_BUFFER_BYTES,
     dispatch::HANDLER_LOST,
     slab::Key,
     state::{Handler, LegState, Legs, Request, RequestState},
@@ -49,22 +48,19 @@ impl Broker {
                 self.end_leg(key, leg, Some(Code::Overloaded), Content::from_payload(message), false);
             }
         }
-        if let Some(request) = self.requests.get_mut(key) {
-            if waiting {
-                request.content.detach(SHARED_BUFFER_BYTES);
-            } else {
-                request.content = Content::default();
-            }
+        if !waiting
+            && let Some(kept) = self.requests.get(key).and_then(|request| self.kept.get_mut(request.kept?))
+        {
+            kept.content = Content::default();
         }
     }
 
     /// Gives a leg to its handler, which has credit.
     pub(crate) fn deliver_leg(&mut self, key: Key<Request>, leg: u32, handler: Key<Handler>) {
-        let Some(request) = self.requests.get(key) else { return };
-        let content = request.content.clone();
-        if leg_state(request, leg) != Some(LegState::Waiting) {
+        if self.requests.get(key).and_then(|request| leg_state(request, leg)) != Some(LegState::Waiting) {
             return;
         }
+        let Some(content) = self.kept_of(key).map(|kept| kept.content.clone()) else { return };
         let Some(delivery) = self.hold(key, handler, leg, false) else { return };
         self.set_leg_state(key, leg, LegState::Delivered(delivery));
         self.send_delivery(key, handler, delivery, content);
@@ -88,38 +84,26 @@ impl Broker {
         if leg_state(request, leg).is_none_or(|state| state == LegState::Ended) {
             return;
         }
-        self.set_leg_state(key, leg, LegState::Ended);
-        let last = self.requests.get_mut(key).is_some_and(|request| match &mut request.state {
-            RequestState::Broadcast(legs) => {
-                legs.open -= 1;
-                legs.open == 0
-            }
-            RequestState::Queued | RequestState::Delivered(_) => false,
-        });
-        self.send_leg_outcome(key, leg, code, content, handled);
-        if last && let Some(request) = self.forget(key) {
-            let conn = self.sessions.get(request.session).map(|session| session.conn);
-            if let Some(conn) = conn {
-                self.close_if_finished(conn);
+        let (wants_reply, tag) = (request.wants_reply(), self.tag_of(request));
+        let of = request.ended(tag);
+        let mut expected = 0;
+        let mut open = 0;
+        if let Some(RequestState::Broadcast(legs)) =
+            self.requests.get_mut(key).map(|request| &mut request.state)
+        {
+            legs.states[leg as usize] = LegState::Ended;
+            legs.open -= 1;
+            (expected, open) = (legs.states.len() as u32, legs.open);
+        }
+        if wants_reply {
+            self.send_outcome(&of, code, Some(Leg { index: leg, expected }), content, handled);
+        }
+        if open == 0 {
+            self.forget(key);
+            if let Some(session) = self.sessions.get(of.session) {
+                self.close_if_finished(session.conn);
             }
         }
-    }
-
-    fn send_leg_outcome(
-        &mut self,
-        key: Key<Request>,
-        leg: u32,
-        code: Option<Code>,
-        content: Content,
-        handled: bool,
-    ) {
-        let Some(request) = self.requests.get(key).filter(|request| request.wants_reply()) else { return };
-        let expected = match &request.state {
-            RequestState::Broadcast(legs) => legs.states.len() as u32,
-            RequestState::Queued | RequestState::Delivered(_) => return,
-        };
-        let subject = request.subject();
-        self.send_outcome(subject, code, Some(Leg { index: leg, expected }), content, handled);
     }
 
     fn set_leg_state(&mut self, key: Key<Request>, leg: u32, state: LegState) {

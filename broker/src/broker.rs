@@ -13,7 +13,7 @@ use crate::{
     CloseReason, Config, ConnId, Counters, Input, Output,
     receivers::Receivers,
     slab::{Key, Slab},
-    state::{Action, Connection, Delivery, Handler, Request, Session, Table, Timer},
+    state::{Action, Connection, Delivery, Handler, Kept, Request, Session, Table, Timer},
 };
 
 /// The broker's core. See the crate's documentation.
@@ -27,6 +27,7 @@ pub struct Broker {
     pub(crate) action_by_name: Table<Bytes, Key<Action>>,
     pub(crate) handlers: Slab<Handler>,
     pub(crate) requests: Slab<Request>,
+    pub(crate) kept: Slab<Kept>,
     pub(crate) deliveries: Slab<Delivery>,
     pub(crate) timers: Wheel<Timer>,
     pub(crate) receivers: Receivers,
@@ -67,6 +68,7 @@ impl Broker {
             action_by_name: Table::with_hasher(hash_state.clone()),
             handlers: Slab::default(),
             requests: Slab::default(),
+            kept: Slab::default(),
             deliveries: Slab::default(),
             timers: Wheel::new(),
             receivers: Receivers::default(),
@@ -89,7 +91,7 @@ impl Broker {
     pub fn handle(&mut self, input: Input, now: Now) {
         self.enter(now);
         match input {
-            Input::Message { conn, message } => self.message(conn, message),
+            Input::Message { conn, mut message } => self.message(conn, &mut message),
             Input::Opened { conn, speaks } => self.opened(conn, speaks),
             Input::HalfClosed { conn } => self.half_closed(conn),
             Input::Closed { conn } => self.closed(conn),
@@ -148,7 +150,8 @@ impl Broker {
         self.now = now;
     }
 
-    fn message(&mut self, conn: ConnId, message: ClientMessage) {
+    /// Takes the message by reference: it is large, and on the way through here only its content is taken out of it.
+    fn message(&mut self, conn: ConnId, message: &mut ClientMessage) {
         let now = self.now.mono;
         let Some(connection) = self.connection_mut(conn).filter(|connection| !connection.closing) else {
             return;
@@ -162,13 +165,13 @@ impl Broker {
             ClientMessage::Answer(answer) => self.answer(conn, answer),
             ClientMessage::Hello(hello) => self.hello(conn, hello),
             ClientMessage::Register(register) => self.register(conn, register),
-            ClientMessage::Deregister(target) => self.deregister(conn, &target),
-            ClientMessage::Credit { registration, credit } => self.credit(conn, registration, credit),
-            ClientMessage::Cancel(target) => self.cancel(conn, &target),
+            ClientMessage::Deregister(target) => self.deregister(conn, target),
+            ClientMessage::Credit { registration, credit } => self.credit(conn, *registration, *credit),
+            ClientMessage::Cancel(target) => self.cancel(conn, target),
             ClientMessage::Progress(progress) => self.progress(conn, progress),
-            ClientMessage::Resume(resume) => self.resume(conn, &resume),
-            ClientMessage::WatchReceivers(on) => self.watch_receivers(conn, on),
-            ClientMessage::Ping(token) => self.send(conn, ServerMessage::Pong(token)),
+            ClientMessage::Resume(resume) => self.resume(conn, resume),
+            ClientMessage::WatchReceivers(on) => self.watch_receivers(conn, *on),
+            ClientMessage::Ping(token) => self.send(conn, ServerMessage::Pong(*token)),
             ClientMessage::Goaway => self.client_leaves(conn),
             // Nothing is kept for these yet: plain outcomes end with their connection.
             ClientMessage::Acknowledge(_) | ClientMessage::Pong(_) => {}

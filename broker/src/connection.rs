@@ -37,14 +37,14 @@ impl Broker {
         }
     }
 
-    pub(crate) fn hello(&mut self, conn: ConnId, hello: Hello) {
+    pub(crate) fn hello(&mut self, conn: ConnId, hello: &Hello) {
         if self.connection(conn).is_none_or(|connection| connection.session.is_some()) {
             return self.break_off(conn, "there is one hello in a connection, its first frame");
         }
         if hello.session.len() > MAX_SESSION_BYTES || std::str::from_utf8(&hello.session).is_err() {
             return self.break_off(conn, "a session's name is UTF-8 and at most 255 bytes long");
         }
-        let epoch = self.open_session(conn, hello.session);
+        let epoch = self.open_session(conn, hello.session.clone());
         let welcome = Welcome {
             server_id: self.config.server_id.clone().into(),
             boot: self.config.boot,
@@ -130,7 +130,7 @@ impl Broker {
         self.send(conn, ServerMessage::Resumed { open, forgotten: resume.held.clone() });
     }
 
-    pub(crate) fn register(&mut self, conn: ConnId, register: Register) {
+    pub(crate) fn register(&mut self, conn: ConnId, register: &Register) {
         self.name_session(conn, &register.session);
         let report = |code, message| {
             let number = u64::from(register.registration);

@@ -7,7 +7,7 @@ use crate::{Broker, ConnId, Speaks, slab::Key, state::Session};
 const KNOWN: &str = "`$sys.stats` and `$sys.receivers`";
 
 impl Broker {
-    pub(crate) fn answer_control(&mut self, conn: ConnId, session: Key<Session>, asked: Asked) {
+    pub(crate) fn answer_control(&mut self, conn: ConnId, session: Key<Session>, asked: &Asked) {
         let (code, content) = match asked.content.name() {
             b"$sys.stats" => (None, Content::from_payload(self.stats())),
             b"$sys.receivers" => (None, Content::from_payload(self.receivers_list())),
@@ -17,7 +17,7 @@ impl Broker {
                 (Some(Code::NoHandler), Content::from_payload(message))
             }
         };
-        self.reply_at_once(conn, session, &asked, code, content);
+        self.reply_at_once(conn, session, asked, code, content);
         self.close_if_finished(conn);
     }
 

@@ -11,28 +11,34 @@ use ringpost_protocol::{
 
 use crate::{
     Broker, ConnId,
-    accept::SHARED_BUFFER_BYTES,
     dispatch::HANDLER_LOST,
     slab::Key,
-    state::{Delivery, Handler, LegState, Request, RequestState, Session},
+    state::{Delivery, Handler, Kept, LegState, Request, RequestState, Session},
 };
 
 impl Broker {
-    /// Gives a request to a handler that has credit: its next attempt begins.
-    pub(crate) fn deliver(&mut self, key: Key<Request>, handler: Key<Handler>) {
+    /// Gives a request to a handler that has credit: its next attempt begins. `content` is what has not been kept.
+    pub(crate) fn deliver(&mut self, key: Key<Request>, handler: Key<Handler>, content: Option<Content>) {
         let Some(request) = self.requests.get_mut(key) else { return };
         request.attempt += 1;
-        let attempt = request.attempt;
-        if attempt > 1 {
+        if request.attempt > 1 {
             self.counters.redeliveries += 1;
         }
-        let content = if attempt < request.max_attempts {
-            // It may be needed once more: keep it without the read buffer that it came in.
-            request.content.detach(SHARED_BUFFER_BYTES);
-            request.content.clone()
-        } else {
-            std::mem::take(&mut request.content)
+        let last = request.attempt >= request.max_attempts;
+        if let Some(content) = content {
+            if last {
+                return self.deliver_content(key, handler, content);
+            }
+            self.keep(key, content);
+        }
+        let Some(kept) = self.requests.get(key).and_then(|request| self.kept.get_mut(request.kept?)) else {
+            return;
         };
+        let content = if last { std::mem::take(&mut kept.content) } else { kept.content.clone() };
+        self.deliver_content(key, handler, content);
+    }
+
+    fn deliver_content(&mut self, key: Key<Request>, handler: Key<Handler>, content: Content) {
         let Some(delivery) = self.hold(key, handler, 0, true) else { return };
         if let Some(request) = self.requests.get_mut(key) {
             request.state = RequestState::Delivered(delivery);
@@ -101,7 +107,7 @@ impl Broker {
         self.send(conn, ServerMessage::Deliver(message));
     }
 
-    pub(crate) fn answer(&mut self, conn: ConnId, answer: Answer) {
+    pub(crate) fn answer(&mut self, conn: ConnId, answer: &mut Answer) {
         let key = Key::from_raw(answer.delivery);
         let Some(delivery) = self.release(conn, key) else {
             self.counters.foreign_answers += 1;
@@ -141,7 +147,7 @@ impl Broker {
     }
 
     /// What an answer means for its request, if that still waits for it.
-    fn settle(&mut self, key: Key<Delivery>, delivery: &Delivery, answer: Answer) {
+    fn settle(&mut self, key: Key<Delivery>, delivery: &Delivery, answer: &mut Answer) {
         if !self.is_current(key, delivery) {
             // A handler that was called back says so, or was faster with its answer; neither changes the outcome.
             if answer.verdict != Verdict::Cancelled {
@@ -149,18 +155,20 @@ impl Broker {
             }
             return;
         }
-        let (code, mut content) = match answer.verdict {
+        let mut content = std::mem::take(&mut answer.content);
+        let code = match answer.verdict {
             Verdict::Reply => {
                 self.counters.replies += 1;
-                (None, answer.content)
+                None
             }
             Verdict::Error | Verdict::Retry(_) | Verdict::Reject => {
                 self.counters.handler_errors += 1;
-                (Some(Code::Remote), answer.content)
+                Some(Code::Remote)
             }
             Verdict::Cancelled => {
                 self.counters.handler_errors += 1;
-                (Some(Code::Remote), Content::from_payload("the handler gave up without being asked to"))
+                content = Content::from_payload("the handler gave up without being asked to");
+                Some(Code::Remote)
             }
         };
         if code.is_some() && content.payload().is_empty() {
@@ -208,7 +216,7 @@ impl Broker {
         None
     }
 
-    pub(crate) fn progress(&mut self, conn: ConnId, progress: Progress) {
+    pub(crate) fn progress(&mut self, conn: ConnId, progress: &mut Progress) {
         let key = Key::from_raw(progress.number);
         let Some(delivery) = self.deliveries.get(key) else { return };
         let held_here = self.handlers.get(delivery.handler).is_some_and(|handler| handler.conn == conn);
@@ -219,8 +227,8 @@ impl Broker {
         if request.flags.has(RequestFlags::PROGRESS)
             && let Some(session) = self.sessions.get(request.session)
         {
-            let (conn, content) = (session.conn, progress.content);
-            let message = Progress { number: request.number, tag: request.tag.clone(), content };
+            let (conn, content) = (session.conn, std::mem::take(&mut progress.content));
+            let message = Progress { number: request.number, tag: self.tag_of(request), content };
             self.send(conn, ServerMessage::Progress(message));
         }
     }
@@ -286,7 +294,7 @@ impl Broker {
     fn end(&mut self, key: Key<Request>, code: Option<Code>, content: Content, handled: bool) {
         let Some(request) = self.forget(key) else { return };
         if request.wants_reply() {
-            self.send_outcome(request.subject(), code, None, content, handled);
+            self.send_outcome(&request, code, None, content, handled);
         }
         if let Some(session) = self.sessions.get(request.session) {
             self.close_if_finished(session.conn);
@@ -295,69 +303,95 @@ impl Broker {
 
     pub(crate) fn send_outcome(
         &mut self,
-        of: Subject,
+        request: &Ended,
         code: Option<Code>,
         leg: Option<Leg>,
         content: Content,
         handled: bool,
     ) {
-        let Some(session) = self.sessions.get_mut(of.session) else { return };
+        let Some(session) = self.sessions.get_mut(request.session) else { return };
         session.sequence += 1;
+        let conn = session.conn;
         let handled_after_ms =
-            if handled { millis_between(of.received.mono, self.now.mono) } else { u32::MAX };
+            if handled { millis_between(request.received.mono, self.now.mono) } else { u32::MAX };
         let reply = Reply {
-            number: of.number,
-            tag: of.tag,
+            number: request.number,
+            tag: request.tag.clone(),
             sequence: session.sequence,
             code,
             leg,
-            attempt: of.attempt,
-            received_at_ms: of.received.wall_ms,
-            delivered_after_ms: of.delivered_after_ms,
+            attempt: request.attempt,
+            received_at_ms: request.received.wall_ms,
+            delivered_after_ms: request.delivered_after_ms,
             handled_after_ms,
             content,
         };
-        let conn = session.conn;
         self.send(conn, ServerMessage::Reply(reply));
     }
 
     /// Takes a request out of all tables. Handlers that hold it keep their slot until they answer.
-    pub(crate) fn forget(&mut self, key: Key<Request>) -> Option<Request> {
-        let request = self.requests.remove(key)?;
-        self.timers.cancel(request.timer);
-        if let Some(session) = self.sessions.get_mut(request.session) {
-            session.open.remove(&request.number);
-            if !request.tag.is_empty() && session.by_tag.get(&request.tag) == Some(&request.number) {
-                session.by_tag.remove(&request.tag);
+    pub(crate) fn forget(&mut self, key: Key<Request>) -> Option<Ended> {
+        let request = self.requests.get(key)?;
+        let (timer, kept) = (request.timer, request.kept);
+        let (queued, action, content_bytes) = (request.is_queued(), request.action, request.content_bytes);
+        let mut ended = request.ended(Tag::new());
+        self.requests.remove(key);
+        self.timers.cancel(timer);
+        let session = self.sessions.get_mut(ended.session);
+        if let Some(kept) = kept.and_then(|kept| self.kept.remove(kept)) {
+            ended.tag = kept.tag;
+        }
+        if let Some(session) = session {
+            session.open.remove(&ended.number);
+            if !ended.tag.is_empty() && session.by_tag.get(&ended.tag) == Some(&ended.number) {
+                session.by_tag.remove(&ended.tag);
             }
         }
-        if request.is_queued() {
-            self.left_queue(request.action, request.content.len());
+        if queued {
+            self.left_queue(action, content_bytes as usize);
         }
-        Some(request)
+        Some(ended)
+    }
+
+    pub(crate) fn kept_of(&self, key: Key<Request>) -> Option<&Kept> {
+        self.kept.get(self.requests.get(key)?.kept?)
+    }
+
+    /// JSON's `clientId` of a request; empty in the binary dialect.
+    pub(crate) fn tag_of(&self, request: &Request) -> Tag {
+        request.kept.and_then(|kept| self.kept.get(kept)).map(|kept| kept.tag.clone()).unwrap_or_default()
     }
 }
 
-/// What an outcome says of its request.
-pub(crate) struct Subject {
-    session: Key<Session>,
+/// What is left of a request when it is over: what its outcome says.
+pub(crate) struct Ended {
+    pub(crate) session: Key<Session>,
     number: u64,
     tag: Tag,
+    flags: RequestFlags,
     attempt: u16,
     received: Now,
     delivered_after_ms: u32,
 }
 
 impl Request {
-    pub(crate) fn subject(&self) -> Subject {
-        Subject {
+    /// What an outcome says of this request.
+    pub(crate) fn ended(&self, tag: Tag) -> Ended {
+        Ended {
             session: self.session,
             number: self.number,
-            tag: self.tag.clone(),
+            tag,
+            flags: self.flags,
             attempt: self.attempt,
             received: self.received,
             delivered_after_ms: self.delivered_after_ms,
         }
+    }
+}
+
+impl Ended {
+    fn wants_reply(&self) -> bool {
+        !self.flags.has(RequestFlags::SEND)
     }
 }
 

@@ -24,6 +24,8 @@ impl Broker {
     fn check_requests(&self) {
         let open: usize = self.sessions.iter().map(|(_, session)| session.open.len()).sum();
         assert_eq!(open, self.requests.len(), "open numbers = requests");
+        let kept = self.requests.iter().filter(|(_, request)| request.kept.is_some()).count();
+        assert_eq!(kept, self.kept.len(), "what is kept belongs to a request");
         for (key, request) in self.requests.iter() {
             let session = self.sessions.get(request.session);
             assert!(
@@ -126,7 +128,7 @@ impl Broker {
             let bytes: usize = waiting
                 .iter()
                 .filter_map(|key| self.requests.get(**key))
-                .map(|request| request.content.len())
+                .map(|request| request.content_bytes as usize)
                 .sum();
             assert_eq!(bytes, action.queue.bytes, "bytes in the queue");
             let idle = action.queue.waiting > 0 && !action.ready.is_empty();

@@ -99,7 +99,6 @@ pub(crate) struct Handler {
 pub(crate) struct Request {
     pub(crate) session: Key<Session>,
     pub(crate) number: u64,
-    pub(crate) tag: Tag,
     pub(crate) action: Key<Action>,
     pub(crate) flags: RequestFlags,
     pub(crate) max_attempts: u16,
@@ -112,9 +111,20 @@ pub(crate) struct Request {
     pub(crate) ends_with: Code,
     pub(crate) timer: TimerId,
     pub(crate) delivered_after_ms: u32,
+    /// What outlives the turn in which it came, if anything does.
+    pub(crate) kept: Option<Key<Kept>>,
+    /// Of its content, whether or not that is still here.
+    pub(crate) content_bytes: u32,
+    pub(crate) state: RequestState,
+}
+
+/// The part of a request that most do without: those that are dispatched at once, once, in the binary dialect. It has a
+/// table of its own so that [`Request`] stays small.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    pub(crate) tag: Tag,
     /// Empty once it went to the last handler that it can go to.
     pub(crate) content: Content,
-    pub(crate) state: RequestState,
 }
 
 #[derive(Debug)]

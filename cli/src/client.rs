@@ -3,6 +3,7 @@
 use std::{future::Future, time::Duration};
 
 use clap::Args;
+use ringpost::{Address, Client, Error, ErrorKind, Reply};
 use ringpost_protocol::limits::DEFAULT_PORT;
 
 use crate::{
@@ -19,10 +20,10 @@ pub(crate) struct ServerArgs {
         global = true,
         value_name = "HOST:PORT",
         env = "RINGPOST_SERVER",
-        value_parser = ringpost::Address::parse,
+        value_parser = Address::parse,
         help_heading = "Server"
     )]
-    server: Option<ringpost::Address>,
+    server: Option<Address>,
 
     /// How long to try to reach the server
     #[arg(
@@ -38,9 +39,47 @@ pub(crate) struct ServerArgs {
 
 impl ServerArgs {
     /// The address that was given, or the usual one.
-    pub(crate) fn address(&self) -> ringpost::Address {
-        let usual = || ringpost::Address { host: "127.0.0.1".to_owned(), port: DEFAULT_PORT };
+    pub(crate) fn address(&self) -> Address {
+        let usual = || Address { host: "127.0.0.1".to_owned(), port: DEFAULT_PORT };
         self.server.clone().unwrap_or_else(usual)
+    }
+
+    /// Connects for as long as one command takes: what breaks the connection ends it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Connect`], also when it takes too long, or what the server says against the connection.
+    pub(crate) async fn connect(&self) -> Result<Client, Error> {
+        let address = self.address();
+        let connecting = Client::builder(address.to_string()).reconnect(false).connect();
+        tokio::time::timeout(self.connect_timeout, connecting).await.unwrap_or_else(|_| Err(self.too_late()))
+    }
+
+    /// Asks one of the server's own actions.
+    ///
+    /// # Errors
+    /// As [`ServerArgs::connect`], and those of requests.
+    pub(crate) async fn ask(&self, action: &str) -> Result<Reply, Error> {
+        let client = self.connect().await?;
+        let reply = client.request_bytes(action, "null").timeout(self.connect_timeout).await;
+        client.close().await;
+        reply
+    }
+
+    /// The server was not reached in time.
+    pub(crate) fn too_late(&self) -> Error {
+        let message = format!("no welcome from {} within {:?}", self.address(), self.connect_timeout);
+        Error::new(ErrorKind::Connect, message)
+    }
+
+    /// What a command ends with when the server is not reached or does not do what it was asked for.
+    pub(crate) fn failure(&self, what: &str, error: &Error) -> Failure {
+        let remedy = match error.kind() {
+            ErrorKind::Connect => {
+                ": start a server with `ringpost serve`, or say where it is with --server or RINGPOST_SERVER"
+            }
+            _ => "",
+        };
+        Failure::new(error.exit_code(), format!("{what}: {error}{remedy}"))
     }
 }
 

@@ -58,11 +58,6 @@ impl Failure {
         Self::new(code, "")
     }
 
-    /// A client's error, with what was tried.
-    pub(crate) fn during(what: &str, error: &ringpost::Error) -> Self {
-        Self::new(error.exit_code(), format!("{what}: {error}"))
-    }
-
     /// Standard output cannot be written. A reader that went away wants no more and no complaint.
     pub(crate) fn output(error: &io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {

@@ -1,5 +1,75 @@
-//! The ringpost command, as a library with main(args) and as a binary
+//! The `ringpost` command, as a library: [`main`] takes the command line and gives the exit code.
+//!
+//! A file for each command holds its options, its help and what it does. Results go to standard output and nothing else
+//! does; what is told beside them goes to standard error. How commands end stands in `exit`.
+//!
+//! [`load`] is the load generator behind `ringpost bench`, for benches of other crates too.
 
 #![forbid(unsafe_code)]
 
+mod args;
+mod bench;
+mod client;
+mod demo;
+mod doctor;
+mod exit;
+mod handle;
+mod json;
 pub mod load;
+mod logs;
+mod output;
+mod receivers;
+mod request;
+mod send;
+mod serve;
+mod signals;
+mod stats;
+
+use std::{ffi::OsString, process::ExitCode};
+
+use clap::Parser;
+
+use crate::{
+    args::{Cli, Command},
+    exit::Outcome,
+};
+
+/// Runs the command line `args`, whose first element is the program's own name, and gives the exit code.
+///
+/// It sets up logging for the whole process, unless the caller has done so, and some commands catch SIGINT and SIGTERM.
+pub fn main<A>(args: impl IntoIterator<Item = A>) -> ExitCode
+where
+    A: Into<OsString> + Clone,
+{
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are errors to the parser too. Where they cannot be written, nobody reads them.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn run(cli: &Cli) -> Outcome {
+    let server = &cli.server;
+    cli.logs.start(match cli.command {
+        Command::Serve(_) => "info",
+        _ => "warn",
+    })?;
+    match &cli.command {
+        Command::Serve(args) => serve::run(args),
+        Command::Handle(args) => handle::run(args, server),
+        Command::Request(args) => request::run(args, server),
+        Command::Send(args) => send::run(args, server),
+        Command::Receivers(args) => receivers::run(args, server),
+        Command::Stats(args) => stats::run(args, server),
+        Command::Doctor(args) => doctor::run(args, server),
+        Command::Demo(args) => demo::run(args),
+        Command::Bench(args) => bench::run(args, server),
+    }
+}

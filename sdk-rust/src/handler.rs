@@ -265,9 +265,9 @@ where
     Fut: Future<Output = Result<Reply, HandlerError>> + Send + 'static,
 {
     fn spawn(self: Arc<Self>, request: Request, hub: Arc<Hub>, runtime: &Handle) {
-        let answering = Answering { request_of: Held::new(&request, hub), answered: false };
+        let answering = Answering::new(&request, hub);
         runtime.spawn(async move {
-            let cancellation = request.cancellation.clone();
+            let cancellation = answering.cancellation.clone();
             // The call itself may panic too, so it happens within.
             let work = AssertUnwindSafe(async { (self.function)(request).await }).catch_unwind();
             let outcome = if self.stop_on_cancel {
@@ -283,44 +283,36 @@ where
     }
 }
 
-/// A delivery that must be answered.
-struct Held {
+/// Answers a delivery in any case: a task that is dropped, with its runtime or by a panic, must not leave its requester
+/// waiting and its slot taken.
+struct Answering {
     key: raw::DeliveryKey,
     client: raw::Client,
     cancellation: Cancellation,
     hub: Arc<Hub>,
-}
-
-impl Held {
-    fn new(request: &Request, hub: Arc<Hub>) -> Self {
-        let (key, client) = (request.delivery.key, request.client.clone());
-        Self { key, client, cancellation: request.cancellation.clone(), hub }
-    }
-}
-
-/// Answers in any case: a task that is dropped, with its runtime or by a panic, must not leave its requester waiting
-/// and its slot taken.
-struct Answering {
-    request_of: Held,
     answered: bool,
 }
 
 impl Answering {
+    fn new(request: &Request, hub: Arc<Hub>) -> Self {
+        let (client, cancellation) = (request.client.clone(), request.cancellation.clone());
+        Self { key: request.delivery.key, client, cancellation, hub, answered: false }
+    }
+
     fn answer(mut self, outcome: Result<Reply, HandlerError>) {
         self.say(outcome);
     }
 
     fn say(&mut self, outcome: Result<Reply, HandlerError>) {
         self.answered = true;
-        let held = &self.request_of;
-        held.hub.released(held.key);
+        self.hub.released(self.key);
         let (verdict, content) = match outcome {
             // Nobody would read it: only the slot comes back.
-            _ if held.cancellation.is_cancelled() => (Verdict::Cancelled, Content::default()),
+            _ if self.cancellation.is_cancelled() => (Verdict::Cancelled, Content::default()),
             Ok(reply) => (Verdict::Reply, reply.into_content()),
             Err(error) => error.into_answer(),
         };
-        held.client.answer(held.key, verdict, content);
+        self.client.answer(self.key, verdict, content);
     }
 }
 

@@ -17,100 +17,81 @@ use ringpost_protocol::{
 };
 use serde::Serialize;
 
-use crate::{
-    Reply,
-    client::Inner,
-    reply::to_json,
-    waiters::{OnProgress, Outcome},
-};
+use crate::{Reply, client::Inner, reply::to_json, waiters::OnProgress};
 
 /// What is asked for; the parameter of [`RequestBuilder`] and [`RequestFuture`].
-pub trait Kind: sealed::Kind {
+pub trait Kind: sealed::Sealed {
     /// What a future of this kind gives.
     type Value;
+
+    #[doc(hidden)]
+    const FLAGS: RequestFlags;
+
+    /// The value from the last completion and, of a broadcast, those before it.
+    #[doc(hidden)]
+    fn value(last: Completion, before: Vec<Completion>) -> Result<Self::Value, Error>;
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for super::One {}
+    impl Sealed for super::Every {}
+    impl Sealed for super::Accepted {}
 }
 
 /// A request with one reply.
 #[derive(Debug)]
 pub enum One {}
 
-/// A request to every handler of the action, with a reply or an error from each.
-#[derive(Debug)]
-pub enum Every {}
+impl Kind for One {
+    type Value = Reply;
+    const FLAGS: RequestFlags = RequestFlags(0);
+
+    fn value(last: Completion, _before: Vec<Completion>) -> Result<Reply, Error> {
+        reply(last)
+    }
+}
 
 /// A request that wants no reply; its future gives when the broker has accepted it.
 #[derive(Debug)]
 pub enum Accepted {}
 
-impl Kind for One {
-    type Value = Reply;
+impl Kind for Accepted {
+    type Value = ();
+    const FLAGS: RequestFlags = RequestFlags::SEND;
+
+    fn value(last: Completion, _before: Vec<Completion>) -> Result<(), Error> {
+        last.result.map(drop)
+    }
 }
+
+/// A request to every handler of the action, with a reply or an error from each.
+#[derive(Debug)]
+pub enum Every {}
 
 impl Kind for Every {
     type Value = Vec<Result<Reply, Error>>;
+    const FLAGS: RequestFlags = RequestFlags::BROADCAST;
+
+    fn value(last: Completion, before: Vec<Completion>) -> Result<Self::Value, Error> {
+        let mut legs = before;
+        // No leg ended at the broker: it is the broadcast itself that failed.
+        if last.leg.is_none() && legs.iter().all(|leg| leg.leg.is_none()) {
+            return Err(match last.result {
+                Err(error) => error,
+                Ok(_) => {
+                    Error::new(Code::Malformed, "the server replied to a broadcast without naming a leg")
+                }
+            });
+        }
+        legs.push(last);
+        legs.sort_by_key(|leg| leg.leg.map_or(u32::MAX, |leg| leg.index));
+        Ok(legs.into_iter().map(reply).collect())
+    }
 }
 
-impl Kind for Accepted {
-    type Value = ();
-}
-
-mod sealed {
-    use super::*;
-
-    pub trait Kind {
-        const FLAGS: RequestFlags;
-        type Outcome;
-        fn outcome(outcome: Outcome) -> Result<Self::Outcome, Error>;
-    }
-
-    impl Kind for One {
-        const FLAGS: RequestFlags = RequestFlags(0);
-        type Outcome = Reply;
-        fn outcome(outcome: Outcome) -> Result<Reply, Error> {
-            reply(only(outcome)?)
-        }
-    }
-
-    impl Kind for Accepted {
-        const FLAGS: RequestFlags = RequestFlags::SEND;
-        type Outcome = ();
-        fn outcome(outcome: Outcome) -> Result<(), Error> {
-            only(outcome)?.result.map(drop)
-        }
-    }
-
-    impl Kind for Every {
-        const FLAGS: RequestFlags = RequestFlags::BROADCAST;
-        type Outcome = Vec<Result<Reply, Error>>;
-        fn outcome(outcome: Outcome) -> Result<Self::Outcome, Error> {
-            let mut legs = match outcome {
-                Outcome::Legs(legs) => legs,
-                Outcome::One(completion) => vec![completion],
-            };
-            // No leg ended at the broker: it is the broadcast itself that failed.
-            if legs.iter().all(|leg| leg.leg.is_none())
-                && let Some(Err(error)) = legs.iter().map(|leg| &leg.result).next()
-            {
-                return Err(error.clone());
-            }
-            legs.sort_by_key(|leg| leg.leg.map_or(u32::MAX, |leg| leg.index));
-            Ok(legs.into_iter().map(reply).collect())
-        }
-    }
-
-    fn only(outcome: Outcome) -> Result<Completion, Error> {
-        match outcome {
-            Outcome::One(completion) => Ok(completion),
-            Outcome::Legs(legs) => {
-                let message = "the server sent the legs of a broadcast for a request that was none";
-                legs.into_iter().next().ok_or_else(|| Error::new(Code::Malformed, message))
-            }
-        }
-    }
-
-    fn reply(completion: Completion) -> Result<Reply, Error> {
-        completion.result.map(|content| Reply::received(&content, completion.info))
-    }
+fn reply(completion: Completion) -> Result<Reply, Error> {
+    completion.result.map(|content| Reply::received(&content, completion.info))
 }
 
 /// A request to be made: await it, or say more about it first.
@@ -246,11 +227,8 @@ fn content(
     Ok(Content::from_spans(buffer.into(), name, Span::default(), options, header_span, data))
 }
 
-impl<K: Kind> IntoFuture for RequestBuilder<K>
-where
-    K: sealed::Kind<Outcome = <K as Kind>::Value>,
-{
-    type Output = Result<<K as Kind>::Value, Error>;
+impl<K: Kind> IntoFuture for RequestBuilder<K> {
+    type Output = Result<K::Value, Error>;
     type IntoFuture = RequestFuture<K>;
 
     fn into_future(self) -> RequestFuture<K> {
@@ -274,11 +252,8 @@ enum Stage {
     Done,
 }
 
-impl<K: Kind> Future for RequestFuture<K>
-where
-    K: sealed::Kind<Outcome = <K as Kind>::Value>,
-{
-    type Output = Result<<K as Kind>::Value, Error>;
+impl<K: Kind> Future for RequestFuture<K> {
+    type Output = Result<K::Value, Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
@@ -292,7 +267,7 @@ where
                 this.stage = Stage::Done;
                 let Some(spec) = spec else { return Poll::Pending };
                 let spec = spec?;
-                let token = waiters.enter(cx, spec.flags.has(RequestFlags::BROADCAST), on_progress);
+                let token = waiters.enter(cx, on_progress);
                 match raw.request(spec, token) {
                     Ok(key) => this.stage = Stage::Waiting { token, key },
                     Err(error) => {
@@ -303,9 +278,9 @@ where
                 Poll::Pending
             }
             Stage::Waiting { token, .. } => {
-                let outcome = std::task::ready!(waiters.poll(*token, cx));
+                let (last, before) = std::task::ready!(waiters.poll(*token, cx));
                 this.stage = Stage::Done;
-                Poll::Ready(K::outcome(outcome))
+                Poll::Ready(K::value(last, before))
             }
             Stage::Done => Poll::Pending,
         }

@@ -13,21 +13,14 @@ use ringpost_protocol::Content;
 /// Called with what a handler says while it is at work.
 pub(crate) type OnProgress = Arc<dyn Fn(Bytes) + Send + Sync>;
 
-/// What a request ended with.
-#[derive(Debug)]
-pub(crate) enum Outcome {
-    One(Completion),
-    /// Of a broadcast, in the order they came in.
-    Legs(Vec<Completion>),
-}
-
 #[derive(Default)]
 struct Slot {
     /// Counts uses: a token of an earlier use means nobody.
     generation: u32,
     waker: Option<Waker>,
-    legs: Option<Vec<Completion>>,
-    outcome: Option<Outcome>,
+    /// Of a broadcast, those that ended before the last.
+    legs: Vec<Completion>,
+    last: Option<Completion>,
     on_progress: Option<OnProgress>,
 }
 
@@ -49,7 +42,7 @@ impl Waiters {
     }
 
     /// A slot for a future that is about to wait.
-    pub(crate) fn enter(&self, cx: &Context<'_>, broadcast: bool, on_progress: Option<OnProgress>) -> u64 {
+    pub(crate) fn enter(&self, cx: &Context<'_>, on_progress: Option<OnProgress>) -> u64 {
         let mut slots = self.lock();
         let index = match slots.free.pop() {
             Some(index) => index,
@@ -60,19 +53,19 @@ impl Waiters {
         };
         let slot = &mut slots.all[index as usize];
         slot.waker = Some(cx.waker().clone());
-        slot.legs = broadcast.then(Vec::new);
         slot.on_progress = on_progress;
         token(index, slot.generation)
     }
 
-    /// The outcome, with which the slot is free again; or else the waker is kept.
-    pub(crate) fn poll(&self, token: u64, cx: &Context<'_>) -> Poll<Outcome> {
+    /// The last completion with all before it, and the slot is free again; or else the waker is kept.
+    pub(crate) fn poll(&self, token: u64, cx: &Context<'_>) -> Poll<(Completion, Vec<Completion>)> {
         let mut slots = self.lock();
         let Some(slot) = slots.of(token) else { return Poll::Pending };
-        match slot.outcome.take() {
-            Some(outcome) => {
+        match slot.last.take() {
+            Some(last) => {
+                let legs = mem::take(&mut slot.legs);
                 drop(slots.leave(token));
-                Poll::Ready(outcome)
+                Poll::Ready((last, legs))
             }
             None => {
                 match &mut slot.waker {
@@ -89,7 +82,7 @@ impl Waiters {
         let mut slots = self.lock();
         let left = slots.leave(token);
         drop(slots);
-        left.is_some_and(|slot| slot.outcome.is_none())
+        left.is_some_and(|slot| slot.last.is_none())
     }
 
     /// Brings outcomes to those who wait for them. `wakers` is scratch space.
@@ -97,18 +90,11 @@ impl Waiters {
         let mut slots = self.lock();
         for completion in batch.drain(..) {
             let Some(slot) = slots.of(completion.token) else { continue };
-            let last = completion.last;
-            match &mut slot.legs {
-                Some(legs) => {
-                    legs.push(completion);
-                    if last {
-                        slot.outcome = slot.legs.take().map(Outcome::Legs);
-                    }
-                }
-                None => slot.outcome = Some(Outcome::One(completion)),
-            }
-            if last {
+            if completion.last {
+                slot.last = Some(completion);
                 wakers.extend(slot.waker.take());
+            } else {
+                slot.legs.push(completion);
             }
         }
         drop(slots);

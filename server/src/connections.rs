@@ -14,6 +14,8 @@ pub(crate) enum Phase {
     Open,
     /// What waits is still sent; what comes is thrown away. The core has forgotten it.
     Ending,
+    /// All was sent and our half has ended; the peer has a moment for its own.
+    Flushed,
     /// The socket is shut down.
     Gone,
 }
@@ -158,6 +160,9 @@ impl Waiting {
 
     /// The next whose time is over. It may long have done what it had the time for.
     pub(crate) fn expire(&mut self, now: Time) -> Option<Key> {
-        self.queue.pop_front_if(|(time, _)| *time <= now).map(|(_, key)| key)
+        if self.next_deadline()? > now {
+            return None;
+        }
+        self.queue.pop_front().map(|(_, key)| key)
     }
 }

@@ -136,6 +136,10 @@ impl Shard {
     /// Takes in a new connection, unless there are far too many: then it is closed.
     pub(crate) fn admit(&self, stream: Stream) -> Option<(ConnId, Rc<Event>)> {
         self.turn(|state, now| {
+            // An accept that was under way when the listener was closed may still bring one.
+            if state.leaving != Leaving::No {
+                return None;
+            }
             let surplus = state.connections.len() >= state.max_connections;
             if surplus && state.connections.len() >= state.max_connections + MAX_SURPLUS {
                 tracing::warn!(
@@ -218,7 +222,7 @@ impl Shard {
                 connection.overtaken.saturating_add(u8::from(connection.receivers.is_some()));
             return NextWrite::Write(segment);
         }
-        if connection.phase == Phase::Ending { NextWrite::End } else { NextWrite::Wait }
+        if connection.phase >= Phase::Ending { NextWrite::End } else { NextWrite::Wait }
     }
 
     /// A segment was sent: its buffer can be used again.
@@ -234,6 +238,7 @@ impl Shard {
             let Some(key) = state.connections.key(conn) else { return };
             let Some(connection) = state.connections.get_mut(conn) else { return };
             if connection.phase == Phase::Ending {
+                connection.phase = Phase::Flushed;
                 shut_down(connection, std::net::Shutdown::Write);
                 state.lingering.push(now.mono, key);
             }
@@ -480,13 +485,13 @@ impl State {
             }
         }
         while let Some(key) = self.flushing.expire(now.mono) {
-            if self.still(key, Phase::Ending, |connection| !connection.out.is_empty()) {
+            if self.still(key, Phase::Ending, |_| true) {
                 tracing::debug!(conn = %key.conn, "cut: it did not read its last messages");
                 self.lose(key.conn, now);
             }
         }
         while let Some(key) = self.lingering.expire(now.mono) {
-            if self.still(key, Phase::Ending, |_| true) {
+            if self.still(key, Phase::Flushed, |_| true) {
                 self.lose(key.conn, now);
             }
         }

@@ -2,12 +2,11 @@
 
 mod ready;
 
-use ringpost_protocol::{Code, message::RequestFlags, time::Time};
+use ringpost_protocol::{Code, Content, message::RequestFlags, time::Time};
 
 pub(crate) use self::ready::Ready;
 use crate::{
     Broker, ConnId,
-    accept::SHARED_BUFFER_BYTES,
     slab::Key,
     state::{Action, Handler, Queue, Request, RequestState, Timer},
 };
@@ -87,7 +86,8 @@ impl Broker {
             self.end_waiting_leg(request, leg);
         }
         for request in again.into_iter().rev() {
-            let name = self.requests.get(request).map(|request| request.content.name());
+            // The action may have been left by all, and registered anew since.
+            let name = self.kept_of(request).map(|kept| kept.content.name());
             match name.and_then(|name| self.action_by_name.get(name)).copied() {
                 Some(action) => self.enqueue(action, request, true),
                 None => self.end_with_error(request, Code::HandlerLost, HANDLER_LOST.to_owned()),
@@ -132,10 +132,9 @@ impl Broker {
         };
         request.state = RequestState::Queued;
         request.action = action;
-        request.content.detach(SHARED_BUFFER_BYTES);
         let queue = &mut action_entry.queue;
         queue.waiting += 1;
-        queue.bytes += request.content.len();
+        queue.bytes += request.content_bytes as usize;
         if at_head { queue.line.push_front(key) } else { queue.line.push_back(key) }
     }
 
@@ -171,17 +170,23 @@ impl Broker {
             // A key may stand twice in the line after a redelivery; only the request's own state counts.
             if let Some(request) = self.requests.get(key).filter(|request| request.is_queued()) {
                 action.queue.waiting -= 1;
-                action.queue.bytes -= request.content.len();
-                return self.dispatch_now(action_key, key);
+                action.queue.bytes -= request.content_bytes as usize;
+                return self.dispatch_now(action_key, key, None);
             }
         }
     }
 
-    /// Gives a request to the handler whose turn it is. The caller has seen that there is one.
-    pub(crate) fn dispatch_now(&mut self, action: Key<Action>, request: Key<Request>) {
+    /// Gives a request to the handler whose turn it is. The caller has seen that there is one. `content` comes with it
+    /// if it has not been kept.
+    pub(crate) fn dispatch_now(
+        &mut self,
+        action: Key<Action>,
+        request: Key<Request>,
+        content: Option<Content>,
+    ) {
         let Some(handler) = self.actions.get(action).and_then(|action| action.ready.first()) else { return };
         self.count_dispatch();
-        self.deliver(request, handler);
+        self.deliver(request, handler, content);
     }
 
     /// What a handler's free credit is used for: legs that wait for it, then its action's queue.

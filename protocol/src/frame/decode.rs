@@ -102,6 +102,7 @@ fn skip_or_refuse<T>(unknown: u8) -> Result<Option<T>, WireError> {
     Err(WireError::new(Code::Unsupported, message))
 }
 
+#[inline]
 fn decode_request(head: Head, frame: Bytes) -> Result<Request, WireError> {
     use layout::request as at;
     let flags = RequestFlags(head.flags);
@@ -125,6 +126,7 @@ fn decode_request(head: Head, frame: Bytes) -> Result<Request, WireError> {
     Ok(Request { number: head.number, flags, max_attempts, ttl_ms, timeout_ms, content })
 }
 
+#[inline]
 fn decode_deliver(head: Head, frame: Bytes) -> Result<Deliver, WireError> {
     use layout::deliver as at;
     let fixed: &[u8; at::SIZE] = fixed(&frame, "deliver")?;
@@ -150,6 +152,7 @@ fn decode_deliver(head: Head, frame: Bytes) -> Result<Deliver, WireError> {
     Ok(deliver)
 }
 
+#[inline]
 fn decode_answer(head: Head, frame: Bytes) -> Result<Answer, WireError> {
     use layout::answer as at;
     let fixed: &[u8; at::SIZE] = fixed(&frame, "answer")?;
@@ -176,6 +179,7 @@ fn decode_answer(head: Head, frame: Bytes) -> Result<Answer, WireError> {
     Ok(Answer { delivery: head.number, sequence, verdict, content })
 }
 
+#[inline]
 fn decode_reply(head: Head, frame: Bytes) -> Result<Reply, WireError> {
     use layout::reply as at;
     let fixed: &[u8; at::SIZE] = fixed(&frame, "reply")?;
@@ -313,6 +317,7 @@ struct Lengths {
 }
 
 /// The spans of name, options, headers and payload behind a fixed part of `fixed_bytes`.
+#[inline]
 fn content(
     frame: Bytes,
     fixed_bytes: usize,
@@ -345,6 +350,7 @@ fn part(frame: &Bytes, start: usize, length: usize, what: &'static str) -> Resul
     Ok((frame.slice(start..end), end))
 }
 
+#[inline]
 fn fixed<'a, const N: usize>(frame: &'a [u8], what: &'static str) -> Result<&'a [u8; N], WireError> {
     frame[HEADER_BYTES..].first_chunk().ok_or_else(|| too_short(what))
 }

@@ -86,9 +86,18 @@ fn encode_request(request: &Request, out: &mut Outgoing) {
     put(&mut fixed, at::HEADERS_LENGTH, short(content.headers()));
     fixed[at::ACTION_LENGTH] = content.name().len() as u8;
     fixed[at::MAX_ATTEMPTS] = request.max_attempts;
-    with_content(kind::REQUEST, request.flags.0, request.number, &fixed, content.name(), content, out);
+    with_content::<_, { HEADER_BYTES + at::SIZE }>(
+        kind::REQUEST,
+        request.flags.0,
+        request.number,
+        &fixed,
+        content.name(),
+        content,
+        out,
+    );
 }
 
+#[inline]
 fn encode_deliver(deliver: &Deliver, out: &mut Outgoing) {
     use layout::deliver as at;
     let content = &deliver.content;
@@ -101,7 +110,15 @@ fn encode_deliver(deliver: &Deliver, out: &mut Outgoing) {
     put(&mut fixed, at::ATTEMPT, deliver.attempt.to_le_bytes());
     put(&mut fixed, at::OPTIONS_LENGTH, short(content.options()));
     put(&mut fixed, at::HEADERS_LENGTH, short(content.headers()));
-    with_content(kind::DELIVER, deliver.flags.0, deliver.delivery, &fixed, &[], content, out);
+    with_content::<_, { HEADER_BYTES + at::SIZE }>(
+        kind::DELIVER,
+        deliver.flags.0,
+        deliver.delivery,
+        &fixed,
+        &[],
+        content,
+        out,
+    );
 }
 
 fn encode_answer(answer: &Answer, out: &mut Outgoing) {
@@ -121,9 +138,18 @@ fn encode_answer(answer: &Answer, out: &mut Outgoing) {
     put(&mut fixed, at::OPTIONS_LENGTH, short(content.options()));
     put(&mut fixed, at::HEADERS_LENGTH, short(content.headers()));
     fixed[at::NAME_LENGTH] = content.name().len() as u8;
-    with_content(kind::ANSWER, flags, answer.delivery, &fixed, content.name(), content, out);
+    with_content::<_, { HEADER_BYTES + at::SIZE }>(
+        kind::ANSWER,
+        flags,
+        answer.delivery,
+        &fixed,
+        content.name(),
+        content,
+        out,
+    );
 }
 
+#[inline]
 fn encode_reply(reply: &Reply, out: &mut Outgoing) {
     use layout::reply as at;
     let content = &reply.content;
@@ -143,7 +169,15 @@ fn encode_reply(reply: &Reply, out: &mut Outgoing) {
     let name = if reply.code.is_some() { content.name() } else { &[] };
     fixed[at::NAME_LENGTH] = name.len() as u8;
     let flags = if reply.leg.is_some() { layout::REPLY_LEG } else { 0 };
-    with_content(kind::REPLY, flags, reply.number, &fixed, name, content, out);
+    with_content::<_, { HEADER_BYTES + at::SIZE }>(
+        kind::REPLY,
+        flags,
+        reply.number,
+        &fixed,
+        name,
+        content,
+        out,
+    );
 }
 
 fn encode_hello(hello: &Hello, out: &mut Outgoing) {
@@ -242,38 +276,50 @@ fn frame(kind: u8, flags: u8, number: u64, fixed: &[u8], parts: &[&[u8]], out: &
     }
 }
 
-/// A frame with a content behind its fixed part: name, options, headers, payload.
+/// A frame with a content behind its fixed part: name, options, headers, payload. `WHOLE` is the size of the frame's
+/// header and fixed part together, so that both are written as one run.
 #[inline]
-fn with_content(
+fn with_content<const FIXED: usize, const WHOLE: usize>(
     kind: u8,
     flags: u8,
     number: u64,
-    fixed: &[u8],
+    fixed: &[u8; FIXED],
     name: &[u8],
     content: &Content,
     out: &mut Outgoing,
 ) {
-    let payload = content.payload();
-    let (options, headers) = (content.options(), content.headers());
-    let length = fixed.len() + name.len() + options.len() + headers.len() + payload.len();
+    const { assert!(WHOLE == HEADER_BYTES + FIXED) };
+    let (options, headers, payload) = (content.options(), content.headers(), content.payload());
+    let length = FIXED + name.len() + options.len() + headers.len() + payload.len();
+    let mut front = [0; WHOLE];
+    front[..HEADER_BYTES].copy_from_slice(&header_bytes(kind, flags, number, length));
+    front[HEADER_BYTES..].copy_from_slice(fixed);
     let tail = out.tail();
-    header(kind, flags, number, length, tail);
-    tail.extend_from_slice(fixed);
-    tail.extend_from_slice(name);
-    tail.extend_from_slice(options);
-    tail.extend_from_slice(headers);
+    tail.extend_from_slice(&front);
+    // Most messages have none of these, and a copy of nothing is still a call.
+    for part in [name, options, headers] {
+        if !part.is_empty() {
+            tail.extend_from_slice(part);
+        }
+    }
     out.push(payload, || content.payload_bytes());
 }
 
 fn header(kind: u8, flags: u8, number: u64, length: usize, tail: &mut Vec<u8>) {
+    tail.extend_from_slice(&header_bytes(kind, flags, number, length));
+}
+
+#[inline]
+fn header_bytes(kind: u8, flags: u8, number: u64, length: usize) -> [u8; HEADER_BYTES] {
     let mut header = [0; HEADER_BYTES];
     put(&mut header, 0, (length as u32).to_le_bytes());
     header[4] = kind;
     header[5] = flags;
     put(&mut header, 8, number.to_le_bytes());
-    tail.extend_from_slice(&header);
+    header
 }
 
+#[inline]
 fn put<const N: usize>(fixed: &mut [u8], at: usize, value: [u8; N]) {
     fixed[at..at + N].copy_from_slice(&value);
 }

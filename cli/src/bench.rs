@@ -1,0 +1,235 @@
+//! `ringpost bench`: load on a server, and figures.
+
+use std::{
+    net::{SocketAddr, ToSocketAddrs},
+    process::Command,
+    time::Duration,
+};
+
+use clap::{
+    Args,
+    builder::{PossibleValuesParser, TypedValueParser},
+    value_parser,
+};
+use ringpost_protocol::Code;
+use rustix::{
+    process::Pid,
+    thread::{CpuSet, sched_getaffinity},
+};
+
+use crate::{
+    args,
+    client::ServerArgs,
+    exit::{Failure, Outcome},
+    load::{self, Dialect, Phase, Progress},
+    output::{self, note},
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  ringpost bench --spawn
+  ringpost bench --spawn --requesters 64 --in-flight 1 --handlers 8
+  ringpost bench --server-pid $(pidof ringpost) --size 1024 --duration 10s --json
+
+Each requester keeps its number of requests in flight; handlers echo. With one request in flight in all, the latency is
+the way there and back; with many, it is the time that a request waits behind the others. The load comes from one thread
+that stays on one processor; a server started with --spawn stays on another one.
+
+It ends with 1 if requests failed: such figures mean nothing.";
+
+/// Put load on a server, and measure requests per second, latency, and the server's processor time
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct BenchArgs {
+    /// Connections that send requests
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = value_parser!(u32).range(1..))]
+    requesters: u32,
+
+    /// Requests that each of them keeps in flight
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = value_parser!(u32).range(1..=65536))]
+    in_flight: u32,
+
+    /// Connections that handle them
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = value_parser!(u32).range(1..))]
+    handlers: u32,
+
+    /// Size of a request's data, and of its reply's
+    #[arg(long, value_name = "SIZE", default_value = "128", value_parser = args::size)]
+    size: u64,
+
+    /// How long to measure
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = args::some_duration)]
+    duration: Duration,
+
+    /// How long to put load on the server before the measuring begins
+    #[arg(long, value_name = "DURATION", default_value = "500ms", value_parser = args::duration)]
+    warm_up: Duration,
+
+    /// What to speak: frames as the SDKs do, or JSON lines
+    #[arg(
+        long,
+        default_value = "binary",
+        value_parser = PossibleValuesParser::new(["binary", "json"]).try_map(|text| text.parse::<Dialect>())
+    )]
+    dialect: Dialect,
+
+    /// The action to request
+    #[arg(long, default_value = "bench", value_parser = args::own_action)]
+    action: String,
+
+    /// Print a JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+
+    /// Start a server for it, on a free port and a processor of its own
+    #[arg(long, conflicts_with = "server_pid")]
+    spawn: bool,
+
+    /// The server's process on this machine: its processor time is measured
+    #[arg(long, value_name = "PID", value_parser = value_parser!(u32).range(1..=i64::from(i32::MAX)))]
+    server_pid: Option<u32>,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &BenchArgs, server: &ServerArgs) -> Outcome {
+    let cores = Cores::choose(args.server_pid)?;
+    // Kept until the end: dropping it ends the server.
+    let spawned = if args.spawn { Some(spawn_server(cores.server)?) } else { None };
+    let address = match &spawned {
+        Some(server) => server.address(),
+        None => resolve(server)?,
+    };
+    let options = load::Options {
+        server_pid: spawned.as_ref().map(load::Server::pid).or(args.server_pid),
+        dialect: args.dialect,
+        action: args.action.clone(),
+        requesters: args.requesters,
+        in_flight: args.in_flight,
+        handlers: args.handlers,
+        size: usize::try_from(args.size).unwrap_or(usize::MAX),
+        warm_up: args.warm_up,
+        duration: args.duration,
+        pin: cores.load,
+        ..load::Options::new(address)
+    };
+    let outcome = load::run(&options, &mut show).map_err(|error| failure(&error))?;
+    if args.json {
+        let text = serde_json::to_vec(&outcome).map_err(|error| Failure::system("JSON", &error.into()))?;
+        output::line(&text)?;
+    } else {
+        output::with(|out| load::print_table(&outcome, out))?;
+    }
+    if outcome.errors + outcome.unanswered > 0 {
+        let message =
+            format!("{} requests failed and {} had no answer", outcome.errors, outcome.unanswered);
+        return Err(Failure::new(Code::Remote.exit_code(), message));
+    }
+    Ok(())
+}
+
+fn show(progress: Progress) {
+    let phase = match progress.phase {
+        Phase::WarmUp => "warming up",
+        Phase::Measure => "measuring",
+        Phase::Drain => "waiting for the last replies",
+    };
+    note(format_args!(
+        "{phase:<12} {:>5.1} s  {:>10.0} requests/s  {} errors",
+        progress.elapsed.as_secs_f64(),
+        progress.requests_per_second,
+        progress.errors
+    ));
+}
+
+/// What keeps a load generator from its work.
+pub(crate) fn failure(error: &anyhow::Error) -> Failure {
+    Failure::new(Code::Connect.exit_code(), format!("no load could be put on the server: {error:#}"))
+}
+
+/// A server in a process of its own, which ends with this one.
+pub(crate) fn spawn_server(core: Option<usize>) -> Outcome<load::Server> {
+    let mut command = own_command()?;
+    command.args(["serve", "--listen", "127.0.0.1:0", "--log", "warn"]).arg("--parent");
+    command.arg(std::process::id().to_string());
+    // What is set for another server is not meant for this one.
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with("RINGPOST_")) {
+            command.env_remove(name);
+        }
+    }
+    load::Server::spawn(command, core)
+        .map_err(|error| Failure::new(Code::Connect.exit_code(), format!("no server could be started: {error:#}")))
+}
+
+/// This program again.
+pub(crate) fn own_command() -> Outcome<Command> {
+    let path = std::env::current_exe()
+        .map_err(|error| Failure::system("the path of this program is not known", &error))?;
+    Ok(Command::new(path))
+}
+
+fn resolve(server: &ServerArgs) -> Outcome<SocketAddr> {
+    let address = server.address();
+    let unknown = |what: String| Failure::new(Code::Connect.exit_code(), format!("{address} is not known: {what}"));
+    (address.host.as_str(), address.port)
+        .to_socket_addrs()
+        .map_err(|error| unknown(error.to_string()))?
+        .next()
+        .ok_or_else(|| unknown("its name has no address".to_owned()))
+}
+
+/// Which processor does what. With a single one nothing is pinned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Cores {
+    /// For the load generator.
+    pub(crate) load: Option<usize>,
+    /// For a server of our own.
+    pub(crate) server: Option<usize>,
+}
+
+impl Cores {
+    /// Two of those that this process may use. The load keeps off the one that a server of somebody else's is pinned to.
+    pub(crate) fn choose(server_pid: Option<u32>) -> Outcome<Self> {
+        let ours = sched_getaffinity(None)
+            .map_err(|error| Failure::system("the processors are not known", &error.into()))?;
+        let theirs = match server_pid.and_then(|pid| Pid::from_raw(pid.cast_signed())) {
+            Some(pid) => Some(sched_getaffinity(Some(pid)).map_err(|error| {
+                Failure::usage(format!("the process {pid}, given as the server's, cannot be looked at: {error}"))
+            })?),
+            None => None,
+        };
+        Ok(Self::among(&ours, theirs.as_ref()))
+    }
+
+    fn among(ours: &CpuSet, theirs: Option<&CpuSet>) -> Self {
+        let taken = theirs.filter(|cores| cores.count() == 1);
+        let mut free = (0..CpuSet::MAX_CPU)
+            .filter(|&core| ours.is_set(core) && !taken.is_some_and(|taken| taken.is_set(core)));
+        match (free.next(), free.next()) {
+            (load, None) if taken.is_none() || load.is_none() => Self { load: None, server: None },
+            (load, server) => Self { load, server },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(cores: &[usize]) -> CpuSet {
+        let mut set = CpuSet::new();
+        cores.iter().for_each(|&core| set.set(core));
+        set
+    }
+
+    /// Load and server never share a processor unless there is only one, and then nothing is pinned.
+    #[test]
+    fn processors() {
+        let cores = |load, server| Cores { load, server };
+        assert_eq!(Cores::among(&set(&[2, 5, 7]), None), cores(Some(2), Some(5)));
+        assert_eq!(Cores::among(&set(&[3]), None), cores(None, None));
+        assert_eq!(Cores::among(&set(&[0, 1]), Some(&set(&[0]))), cores(Some(1), None));
+        assert_eq!(Cores::among(&set(&[0, 1]), Some(&set(&[0, 1]))), cores(Some(0), Some(1)));
+        assert_eq!(Cores::among(&set(&[0]), Some(&set(&[0]))), cores(None, None));
+    }
+}

@@ -1,0 +1,34 @@
+//! `ringpost demo`: what Ringpost does, shown on a server of its own.
+
+mod narrator;
+mod play;
+mod troupe;
+
+use clap::Args;
+
+use crate::{
+    client,
+    exit::{Failure, Outcome},
+    signals::Stop,
+};
+
+/// 128 and the number of SIGINT: what a shell makes of an interrupted command.
+const INTERRUPTED: u8 = 130;
+
+/// Show what Ringpost does, in a few seconds: server, handlers, requests, broadcast, a killed handler, a burst of load
+///
+/// It starts a server on a free port, and everything that it starts is gone when it ends.
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {}
+
+/// Runs the command.
+pub(crate) fn run(_args: &DemoArgs) -> Outcome {
+    client::block_on(async {
+        let mut stop = Stop::listen()?;
+        // Whatever the play has started is dropped with it, and ends thereby.
+        tokio::select! {
+            outcome = play::perform() => outcome,
+            () = stop.next() => Err(Failure::new(INTERRUPTED, "interrupted: all that was started is ended")),
+        }
+    })
+}

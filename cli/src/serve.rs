@@ -1,0 +1,270 @@
+//! `ringpost serve`: a server in this process.
+
+use std::{
+    net::{SocketAddr, ToSocketAddrs},
+    path::PathBuf,
+    time::Duration,
+};
+
+use clap::{
+    Args,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
+use ringpost_server::{Config, Dispatch, Server};
+
+use crate::{
+    args::{duration, size},
+    exit::{Failure, Outcome},
+    output, signals,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  ringpost serve
+  ringpost serve --listen 127.0.0.1:8888 --listen '[::1]:8888' --id server1
+  ringpost serve --listen 127.0.0.1:0              a free port: see the line on standard output
+  ringpost serve --config ringpost.toml --max-payload 1MiB
+
+For each address a line `listening on ADDRESS:PORT` is printed to standard output when clients can connect. Logs go to
+standard error.
+
+Every setting is a flag, an environment variable, and a key of the TOML file given with --config; a flag is stronger than
+the environment, and that is stronger than the file:
+  id = \"server1\"
+  listen = [\"127.0.0.1:8888\", \"[::1]:8888\"]
+  max-payload = \"1MiB\"
+  drain-timeout = \"30s\"
+
+SIGTERM and SIGINT (Ctrl-C) let what is open come to its end, at most for --drain-timeout, then it ends with 0. A second
+signal ends it at once, with 128 and the signal's number.
+
+Exit codes: 69 the address cannot be listened on, 71 io_uring cannot be used (see `ringpost doctor`), 78 configuration.";
+
+/// Run a server
+#[derive(Debug, Default, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct ServeArgs {
+    /// Read settings from this TOML file
+    #[arg(long, value_name = "FILE", env = "RINGPOST_CONFIG")]
+    config: Option<PathBuf>,
+
+    /// The server's own name, told to clients [default: ringpost]
+    #[arg(long, value_name = "NAME", env = "RINGPOST_ID")]
+    id: Option<String>,
+
+    /// Where to listen; may be given several times, and port 0 takes a free one [default: 127.0.0.1:8888]
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        env = "RINGPOST_LISTEN",
+        value_delimiter = ',',
+        value_parser = address
+    )]
+    listen: Vec<SocketAddr>,
+
+    /// How a handler is chosen: one after the other, or the one that holds the fewest requests [default: round-robin]
+    #[arg(
+        long,
+        env = "RINGPOST_DISPATCH",
+        value_parser = PossibleValuesParser::new(["round-robin", "least-busy"]).try_map(|text| text.parse::<Dispatch>())
+    )]
+    dispatch: Option<Dispatch>,
+
+    /// The least time between two requests given to handlers; 0 for none [default: 0]
+    #[arg(long, value_name = "DURATION", env = "RINGPOST_DISPATCH_INTERVAL", value_parser = duration)]
+    dispatch_interval: Option<Duration>,
+
+    /// The longest data of a request or reply, up to 1GiB [default: 16MiB]
+    #[arg(long, value_name = "SIZE", env = "RINGPOST_MAX_PAYLOAD", value_parser = size)]
+    max_payload: Option<u64>,
+
+    /// Requests that may wait for a handler with room, for each action; more are refused [default: 65536]
+    #[arg(long, value_name = "N", env = "RINGPOST_QUEUE_LIMIT")]
+    queue_limit: Option<usize>,
+
+    /// Bytes that may wait so, for each action [default: 64MiB]
+    #[arg(long, value_name = "SIZE", env = "RINGPOST_QUEUE_LIMIT_BYTES", value_parser = size)]
+    queue_limit_bytes: Option<u64>,
+
+    /// Connections at once [default: 50000, or what the limit of open files allows]
+    #[arg(long, value_name = "N", env = "RINGPOST_MAX_CONNECTIONS")]
+    max_connections: Option<usize>,
+
+    /// Actions that one connection may handle [default: 1024]
+    #[arg(long, value_name = "N", env = "RINGPOST_MAX_ACTIONS")]
+    max_actions: Option<usize>,
+
+    /// The longest ttl and timeout: longer ones are cut to it [default: 7d]
+    #[arg(long, value_name = "DURATION", env = "RINGPOST_MAX_TTL", value_parser = duration)]
+    max_ttl: Option<Duration>,
+
+    /// The timeout of requests that name none (JSON clients: 60s) [default: 10s]
+    #[arg(long, value_name = "DURATION", env = "RINGPOST_DEFAULT_TIMEOUT", value_parser = duration)]
+    default_timeout: Option<Duration>,
+
+    /// Bytes that may wait to be sent on one connection before it is closed as too slow [default: 64MiB]
+    #[arg(long, value_name = "SIZE", env = "RINGPOST_OUTBOUND_LIMIT", value_parser = size)]
+    outbound_limit: Option<u64>,
+
+    /// The time in which a new connection must say its first message [default: 5s]
+    #[arg(long, value_name = "DURATION", env = "RINGPOST_HANDSHAKE_TIMEOUT", value_parser = duration)]
+    handshake_timeout: Option<Duration>,
+
+    /// Silence after which a client is asked whether it is there; after three times that it is lost [default: 5s]
+    #[arg(long, value_name = "DURATION", env = "RINGPOST_PING_INTERVAL", value_parser = duration)]
+    ping_interval: Option<Duration>,
+
+    /// How long a leaving server waits for what is open [default: 10s]
+    #[arg(long, value_name = "DURATION", env = "RINGPOST_DRAIN_TIMEOUT", value_parser = duration)]
+    drain_timeout: Option<Duration>,
+
+    /// End when this process, which started it, ends
+    #[arg(long, value_name = "PID", hide = true)]
+    parent: Option<u32>,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &ServeArgs) -> Outcome {
+    if let Some(parent) = args.parent {
+        signals::end_with(parent)?;
+    }
+    let ended = Server::run_until_signalled(args.settings()?, |addresses| {
+        for address in addresses {
+            if output::line(format!("listening on {address}").as_bytes()).is_err() {
+                // Clients are served all the same; the log has the address too.
+                tracing::debug!("standard output cannot be written");
+            }
+        }
+    })?;
+    match ended.exit_code() {
+        0 => Ok(()),
+        code => Err(Failure::quiet(code)),
+    }
+}
+
+impl ServeArgs {
+    /// The file's settings, or the usual ones, with those of flags and environment over them.
+    fn settings(&self) -> Outcome<Config> {
+        let mut config = match &self.config {
+            Some(path) => Config::from_toml(path)?,
+            None => Config::default(),
+        };
+        replace(&mut config.id, self.id.clone());
+        replace(&mut config.listen, Some(self.listen.clone()).filter(|listen| !listen.is_empty()));
+        replace(&mut config.dispatch, self.dispatch);
+        replace(&mut config.dispatch_interval, self.dispatch_interval);
+        replace(&mut config.max_payload, self.max_payload);
+        replace(&mut config.queue_limit, self.queue_limit);
+        replace(&mut config.queue_limit_bytes, self.queue_limit_bytes);
+        replace(&mut config.max_connections, self.max_connections.map(Some));
+        replace(&mut config.max_actions, self.max_actions);
+        replace(&mut config.max_ttl, self.max_ttl);
+        replace(&mut config.default_timeout, self.default_timeout);
+        replace(&mut config.outbound_limit, self.outbound_limit);
+        replace(&mut config.handshake_timeout, self.handshake_timeout);
+        replace(&mut config.ping_interval, self.ping_interval);
+        replace(&mut config.drain_timeout, self.drain_timeout);
+        config.validate()?;
+        Ok(config)
+    }
+}
+
+fn replace<T>(setting: &mut T, given: Option<T>) {
+    if let Some(value) = given {
+        *setting = value;
+    }
+}
+
+/// Reads an address to listen on: `127.0.0.1:8888`, `[::1]:8888`, `localhost:8888`.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let error = || "write HOST:PORT, for example 127.0.0.1:8888 or [::1]:8888".to_owned();
+    text.to_socket_addrs().map_err(|cause| format!("{cause}: {}", error()))?.next().ok_or_else(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use clap::{CommandFactory, Parser};
+
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    fn settings(line: &str) -> Outcome<Config> {
+        let Command::Serve(args) = Cli::try_parse_from(line.split(' ')).unwrap().command else {
+            panic!("not serve")
+        };
+        args.settings()
+    }
+
+    fn file(text: &str) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        file
+    }
+
+    /// A flag is stronger than the file, and the file than the default.
+    #[test]
+    fn precedence() {
+        let file = file("id = \"file\"\nqueue-limit = 5\nmax-ttl = \"1h\"");
+        let path = file.path().display();
+        let config = settings(&format!("ringpost serve --config {path} --id flag --max-ttl 2h")).unwrap();
+        assert_eq!((config.id.as_str(), config.queue_limit), ("flag", 5));
+        assert_eq!(config.max_ttl, Duration::from_secs(7200));
+        assert_eq!(config.max_actions, Config::default().max_actions);
+    }
+
+    /// Every flag reaches its setting.
+    #[test]
+    fn all_flags() {
+        let config = settings(
+            "ringpost serve --id a --listen 127.0.0.1:1 --listen [::1]:2,127.0.0.1:3 --dispatch least-busy \
+             --dispatch-interval 1ms --max-payload 1KiB --queue-limit 1 --queue-limit-bytes 2KiB --max-connections 3 \
+             --max-actions 4 --max-ttl 5s --default-timeout 6s --outbound-limit 7MiB --handshake-timeout 8s \
+             --ping-interval 9s --drain-timeout 10s"
+                .split_whitespace()
+                .collect::<Vec<_>>()
+                .join(" ")
+                .as_str(),
+        )
+        .unwrap();
+        let mut expected = Config::default();
+        expected.id = "a".to_owned();
+        expected.listen = ["127.0.0.1:1", "[::1]:2", "127.0.0.1:3"].map(|text| text.parse().unwrap()).to_vec();
+        expected.dispatch = Dispatch::LeastBusy;
+        expected.dispatch_interval = Duration::from_millis(1);
+        (expected.max_payload, expected.queue_limit, expected.queue_limit_bytes) = (1024, 1, 2048);
+        (expected.max_connections, expected.max_actions) = (Some(3), 4);
+        let seconds = Duration::from_secs;
+        (expected.max_ttl, expected.default_timeout, expected.outbound_limit) = (seconds(5), seconds(6), 7 << 20);
+        (expected.handshake_timeout, expected.ping_interval) = (seconds(8), seconds(9));
+        expected.drain_timeout = seconds(10);
+        assert_eq!(config, expected);
+    }
+
+    /// No setting of the file is without a flag and a variable: an unknown key's error lists them all.
+    #[test]
+    fn every_key_has_a_flag() {
+        let error = Config::from_toml_text("no-such-key = 1").unwrap_err().to_string();
+        let (_, listed) = error.split_once("expected one of").unwrap();
+        let keys: Vec<_> = listed.lines().next().unwrap().split('`').skip(1).step_by(2).collect();
+        assert!(keys.len() > 10, "{error}");
+        let command = Cli::command();
+        let serve = command.find_subcommand("serve").unwrap();
+        for key in keys {
+            let argument = serve.get_arguments().find(|argument| argument.get_long() == Some(key));
+            let variable = format!("RINGPOST_{}", key.to_uppercase().replace('-', "_"));
+            assert_eq!(argument.unwrap().get_env().unwrap(), variable.as_str());
+        }
+    }
+
+    /// What is wrong is named, wherever it was said.
+    #[test]
+    fn bad_settings() {
+        let file = file("max-payloads = 1");
+        let error = settings(&format!("ringpost serve --config {}", file.path().display())).unwrap_err();
+        assert!(format!("{error:?}").contains("max-payloads"));
+        let error = settings("ringpost serve --max-payload 2GiB").unwrap_err();
+        assert!(format!("{error:?}").contains("max-payload"));
+    }
+}
