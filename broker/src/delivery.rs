@@ -54,27 +54,26 @@ impl Broker {
         leg: u32,
         turn: bool,
     ) -> Option<Key<Delivery>> {
-        if turn {
-            self.displace(key);
-        }
         let handler = self.handlers.get_mut(key)?;
         let before = handler.held.len();
         let place = u32::try_from(before).unwrap_or(u32::MAX);
         let delivery = self.deliveries.insert(Delivery { handler: key, request, leg, place });
         handler.held.push(delivery);
-        match handler.place {
-            Some(_) if !handler.has_credit() => {
-                // Still counted as it was when it was put into the line.
-                handler.held.pop();
-                self.displace(key);
-                self.handlers.get_mut(key)?.held.push(delivery);
-            }
-            Some(place) => {
-                let action = handler.action;
-                self.actions.get_mut(action)?.ready.held_changed(key, before, before + 1, place);
-            }
-            None => {
-                self.place(key);
+        let has_credit = handler.has_credit();
+        // One that stands in no line is put into it by whoever is giving it work, when that is done.
+        if let Some(place) = handler.place
+            && let Some(action) = self.actions.get_mut(handler.action)
+        {
+            if !has_credit {
+                handler.place = None;
+                action.ready.remove(key, before, place);
+            } else if turn {
+                self.place_count += 1;
+                handler.place = Some(self.place_count);
+                action.ready.remove(key, before, place);
+                action.ready.insert(key, before + 1, self.place_count);
+            } else {
+                action.ready.held_changed(key, before, before + 1, place);
             }
         }
         Some(delivery)

@@ -48,6 +48,9 @@ impl Ready {
     pub(crate) fn remove(&mut self, handler: Key<Handler>, held: usize, place: u64) {
         match self {
             // The one that is removed is nearly always the first: it gets a request.
+            Self::RoundRobin(line) if line.front() == Some(&handler) => {
+                line.pop_front();
+            }
             Self::RoundRobin(line) => {
                 if let Some(index) = line.iter().position(|key| *key == handler) {
                     line.remove(index);
