@@ -65,7 +65,8 @@ impl Stage {
     fn round(&mut self, requests: usize) {
         self.micros += TURN_MICROS;
         for _ in 0..requests {
-            let request = Request { number: self.next_number, content: self.request.clone(), ..Request::default() };
+            let request =
+                Request { number: self.next_number, content: self.request.clone(), ..Request::default() };
             self.next_number += 1;
             self.say(REQUESTER, ClientMessage::Request(request));
         }
@@ -79,7 +80,8 @@ impl Stage {
         while let Some((conn, delivery)) = self.delivered.pop() {
             let sequence = &mut self.answers[conn.0 as usize];
             *sequence += 1;
-            let answer = Answer { delivery, sequence: *sequence, content: self.payload.clone(), ..Answer::default() };
+            let answer =
+                Answer { delivery, sequence: *sequence, content: self.payload.clone(), ..Answer::default() };
             self.say(conn, ClientMessage::Answer(answer));
         }
         let mut replies = 0;

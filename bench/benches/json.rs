@@ -1,7 +1,7 @@
 //! The JSON codec, the server's side: what a request costs on its way in and out, at 128 bytes and 1 KiB of data.
 
-// criterion_group! defines an undocumented public function.
-#![allow(missing_docs)]
+// criterion_group! defines an undocumented public function; a bench that cannot be set up may stop.
+#![allow(missing_docs, clippy::expect_used)]
 
 use std::hint::black_box;
 
@@ -51,7 +51,9 @@ fn answer_line(size: usize) -> String {
     let line: serde_json::Value = serde_json::from_slice(&out.drain_to_vec()).expect("what we write is JSON");
     let server_id = &line["message"]["serverId"];
     let data = data(size);
-    format!("{{\"action\":\"response\",\"message\":{{\"serverId\":{server_id},\"clientId\":{CLIENT_ID},\"data\":{data}}}}}\n")
+    format!(
+        "{{\"action\":\"response\",\"message\":{{\"serverId\":{server_id},\"clientId\":{CLIENT_ID},\"data\":{data}}}}}\n"
+    )
 }
 
 fn request_line(size: usize) -> String {
@@ -106,7 +108,9 @@ fn validate(c: &mut Criterion) {
     for size in SIZES {
         let data = wire::payload(size);
         group.throughput(Throughput::Bytes(size as u64));
-        group.bench_function(BenchmarkId::from_parameter(size), |b| b.iter(|| parser.is_json(black_box(&data))));
+        group.bench_function(BenchmarkId::from_parameter(size), |b| {
+            b.iter(|| parser.is_json(black_box(&data)))
+        });
     }
     group.finish();
 }

@@ -59,11 +59,11 @@ fn write_goals(out: &mut dyn Write, measured: &[Measured]) -> fmt::Result {
     writeln!(out, "## Goals\n")?;
     writeln!(out, "| row | work | figure | Ringpost | NATS | ratio | must | aim | reached |")?;
     writeln!(out, "|---|---|---|---|---|---|---|---|---|")?;
-    for Measured { row, sides } in measured {
+    for row_measured in measured {
+        let Measured { row, sides } = row_measured;
         let figure = row.figure;
-        let median =
-            |side: usize| Some(Spread::of(&sides.get(side)?.1, |outcome| figure.of(outcome))?.median);
-        let (own, peer) = (median(0), median(1));
+        let median = |side| Some(Spread::of(row_measured.of(side)?, |outcome| figure.of(outcome))?.median);
+        let (own, peer) = (median(OWN), median(PEER));
         let value = |median: Option<f64>| median.map_or_else(|| "–".to_owned(), |value| figure.value(value));
         let ratio = own.zip(peer).map_or_else(|| "–".to_owned(), |(own, peer)| format!("{:.2}×", own / peer));
         let clean = sides.iter().flat_map(|(_, outcomes)| outcomes).all(|outcome| failures(outcome) == 0);

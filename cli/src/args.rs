@@ -6,7 +6,9 @@ use clap::{Parser, Subcommand};
 use ringpost_protocol::limits::{check_name, check_own_name};
 use ringpost_server::units;
 
-use crate::{bench, client::ServerArgs, demo, doctor, handle, logs::LogArgs, receivers, request, send, serve, stats};
+use crate::{
+    bench, client::ServerArgs, demo, doctor, handle, logs::LogArgs, receivers, request, send, serve, stats,
+};
 
 const EXAMPLES: &str = "\
 A first request, with three terminals:
@@ -14,10 +16,11 @@ A first request, with three terminals:
   ringpost handle greet -- sh -c 'read name; echo \"\\\"hello $name\\\"\"'
   ringpost request greet '\"you\"'
 
-Exit codes: 0 well, 1 the handler answered an error, 2 usage, 3 no handler or too busy, 4 time over, 65 bad input,
-69 no connection, 71 the system lacks what the server needs, 74 reading or writing failed, 78 configuration.
+`ringpost demo` shows all of it in a few seconds.
 
-`ringpost demo` shows all of it in fifteen seconds.";
+Exit codes: 0 all is well, 1 the handler answered an error, 2 usage, 3 no handler or too busy, \
+4 time over, 65 bad input, 69 no connection, 71 the system lacks what the server needs, \
+74 reading or writing failed, 78 configuration.";
 
 /// Ringpost: a request/reply message broker.
 ///
@@ -148,7 +151,8 @@ mod tests {
     /// Values behind `--` belong to the command, whatever they look like.
     #[test]
     fn command_keeps_its_arguments() {
-        let Command::Handle(args) = parse("ringpost handle a -- prog --echo -x --concurrency").unwrap().command
+        let Command::Handle(args) =
+            parse("ringpost handle a -- prog --echo -x --concurrency").unwrap().command
         else {
             panic!("not handle")
         };

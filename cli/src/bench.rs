@@ -31,9 +31,10 @@ Examples:
   ringpost bench --spawn --requesters 64 --in-flight 1 --handlers 8
   ringpost bench --server-pid $(pidof ringpost) --size 1024 --duration 10s --json
 
-Each requester keeps its number of requests in flight; handlers echo. With one request in flight in all, the latency is
-the way there and back; with many, it is the time that a request waits behind the others. The load comes from one thread
-that stays on one processor; a server started with --spawn stays on another one.
+Each requester keeps its number of requests in flight; handlers echo. With one request in flight \
+in all, the latency is the way there and back; with many, it is the time that a request waits \
+behind the others. The load comes from one thread that stays on one processor; a server started \
+with --spawn stays on another one.
 
 It ends with 1 if requests failed: such figures mean nothing.";
 
@@ -120,8 +121,7 @@ pub(crate) fn run(args: &BenchArgs, server: &ServerArgs) -> Outcome {
         output::with(|out| load::print_table(&outcome, out))?;
     }
     if outcome.errors + outcome.unanswered > 0 {
-        let message =
-            format!("{} requests failed and {} had no answer", outcome.errors, outcome.unanswered);
+        let message = format!("{} requests failed and {} had no answer", outcome.errors, outcome.unanswered);
         return Err(Failure::new(Code::Remote.exit_code(), message));
     }
     Ok(())
@@ -157,8 +157,9 @@ pub(crate) fn spawn_server(core: Option<usize>) -> Outcome<load::Server> {
             command.env_remove(name);
         }
     }
-    load::Server::spawn(command, core)
-        .map_err(|error| Failure::new(Code::Connect.exit_code(), format!("no server could be started: {error:#}")))
+    load::Server::spawn(command, core).map_err(|error| {
+        Failure::new(Code::Connect.exit_code(), format!("no server could be started: {error:#}"))
+    })
 }
 
 /// This program again.
@@ -170,7 +171,8 @@ pub(crate) fn own_command() -> Outcome<Command> {
 
 fn resolve(server: &ServerArgs) -> Outcome<SocketAddr> {
     let address = server.address();
-    let unknown = |what: String| Failure::new(Code::Connect.exit_code(), format!("{address} is not known: {what}"));
+    let unknown =
+        |what: String| Failure::new(Code::Connect.exit_code(), format!("{address} is not known: {what}"));
     (address.host.as_str(), address.port)
         .to_socket_addrs()
         .map_err(|error| unknown(error.to_string()))?
@@ -194,7 +196,9 @@ impl Cores {
             .map_err(|error| Failure::system("the processors are not known", &error.into()))?;
         let theirs = match server_pid.and_then(|pid| Pid::from_raw(pid.cast_signed())) {
             Some(pid) => Some(sched_getaffinity(Some(pid)).map_err(|error| {
-                Failure::usage(format!("the process {pid}, given as the server's, cannot be looked at: {error}"))
+                Failure::usage(format!(
+                    "the process {pid}, given as the server's, cannot be looked at: {error}"
+                ))
             })?),
             None => None,
         };

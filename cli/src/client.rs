@@ -75,7 +75,7 @@ impl ServerArgs {
     pub(crate) fn failure(&self, what: &str, error: &Error) -> Failure {
         let remedy = match error.kind() {
             ErrorKind::Connect => {
-                ": start a server with `ringpost serve`, or say where it is with --server or RINGPOST_SERVER"
+                " (start one with `ringpost serve`, or say where it is with --server or RINGPOST_SERVER)"
             }
             _ => "",
         };

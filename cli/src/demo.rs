@@ -12,9 +12,6 @@ use crate::{
     signals::Stop,
 };
 
-/// 128 and the number of SIGINT: what a shell makes of an interrupted command.
-const INTERRUPTED: u8 = 130;
-
 /// Show what Ringpost does, in a few seconds: server, handlers, requests, broadcast, a killed handler, a burst of load
 ///
 /// It starts a server on a free port, and everything that it starts is gone when it ends.
@@ -28,7 +25,7 @@ pub(crate) fn run(_args: &DemoArgs) -> Outcome {
         // Whatever the play has started is dropped with it, and ends thereby.
         tokio::select! {
             outcome = play::perform() => outcome,
-            () = stop.next() => Err(Failure::new(INTERRUPTED, "interrupted: all that was started is ended")),
+            code = stop.next() => Err(Failure::new(code, "interrupted: all that was started is ended")),
         }
     })
 }

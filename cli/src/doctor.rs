@@ -56,7 +56,12 @@ impl Check {
         Self { name, level: Level::Ok, finding: finding.into(), remedy: None }
     }
 
-    fn not_ok(name: &'static str, level: Level, finding: impl Into<String>, remedy: impl Into<String>) -> Self {
+    fn not_ok(
+        name: &'static str,
+        level: Level,
+        finding: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
         Self { name, level, finding: finding.into(), remedy: Some(remedy.into()) }
     }
 }
@@ -74,7 +79,10 @@ pub(crate) fn run(args: &DoctorArgs, server: &ServerArgs) -> Outcome {
         }
     }
     if checks.iter().any(|check| check.level == Level::Fail) {
-        return Err(Failure::new(NOT_USABLE, "a server cannot run here: see the lines marked `fail` for what to do"));
+        return Err(Failure::new(
+            NOT_USABLE,
+            "a server cannot run here: see the lines marked `fail` for what to do",
+        ));
     }
     Ok(())
 }
@@ -85,9 +93,9 @@ fn for_people(check: &Check) -> String {
         Level::Warn => "warn",
         Level::Fail => "fail",
     };
-    let line = format!("{level}  {:<14} {}", check.name, check.finding);
+    let line = format!("{level}  {:<15} {}", check.name, check.finding);
     match &check.remedy {
-        Some(remedy) => format!("{line}\n      {:<14} → {remedy}", ""),
+        Some(remedy) => format!("{line}\n      {:<15} → {remedy}", ""),
         None => line,
     }
 }
@@ -107,7 +115,9 @@ fn kernel(release: &str) -> Check {
             Check::not_ok("kernel", Level::Warn, finding, remedy)
         }
         Some(_) => Check::ok("kernel", finding),
-        None => Check::not_ok("kernel", Level::Warn, finding, "its version cannot be read; 6.0 or newer is best"),
+        None => {
+            Check::not_ok("kernel", Level::Warn, finding, "its version cannot be read; 6.0 or newer is best")
+        }
     }
 }
 
@@ -153,17 +163,22 @@ fn sysctl(probe: &Probe) -> Check {
             "only members of the group in kernel.io_uring_group, and the privileged, may use it: run the server as one \
              of them, or set it to 0"
         }
-        _ => "nobody may use it: `sysctl -w kernel.io_uring_disabled=0`, and a file in /etc/sysctl.d to keep it so",
+        _ => {
+            "nobody may use it: `sysctl -w kernel.io_uring_disabled=0`, and a file in /etc/sysctl.d to keep it so"
+        }
     };
     Check::not_ok(NAME, level, finding, remedy)
 }
 
 fn open_files(probe: &Probe) -> Check {
     let limit = probe.descriptors;
-    let finding =
-        format!("{} open files, which the server raises to {}", amount(limit.soft), amount(limit.hard));
+    let finding = match (amount(limit.soft), amount(limit.hard)) {
+        (soft, hard) if soft == hard => format!("{soft} open files"),
+        (soft, hard) => format!("{soft} open files, which the server raises to {hard}"),
+    };
     if limit.hard < FEW_DESCRIPTORS {
-        let remedy = "each connection needs one: raise it with `ulimit -Hn`, or LimitNOFILE= in a systemd unit";
+        let remedy =
+            "each connection needs one: raise it with `ulimit -Hn`, or LimitNOFILE= in a systemd unit";
         return Check::not_ok("open files", Level::Warn, finding, remedy);
     }
     Check::ok("open files", finding)
@@ -234,7 +249,10 @@ mod tests {
             Probe { ring: Err(RingError::Disabled { sysctl: 2 }), io_uring_disabled: Some(2), ..good() };
         let checks = of_machine(&probe);
         let failed: Vec<_> = checks.iter().filter(|check| check.level == Level::Fail).collect();
-        assert_eq!(failed.iter().map(|check| check.name).collect::<Vec<_>>(), ["io_uring", "io_uring sysctl"]);
+        assert_eq!(
+            failed.iter().map(|check| check.name).collect::<Vec<_>>(),
+            ["io_uring", "io_uring sysctl"]
+        );
         assert!(failed.iter().all(|check| check.remedy.as_ref().unwrap().contains("io_uring_disabled=0")));
         assert!(for_people(failed[0]).starts_with("fail  io_uring"));
     }

@@ -5,7 +5,10 @@ mod ending;
 mod group;
 mod process;
 
-use std::{env, ffi::OsString, num::NonZeroU32, os::unix::fs::PermissionsExt, path::Path, sync::Arc, thread, time::Duration};
+use std::{
+    env, ffi::OsString, num::NonZeroU32, os::unix::fs::PermissionsExt, path::Path, sync::Arc, thread,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use clap::{ArgGroup, Args};
@@ -29,18 +32,23 @@ Examples:
   ringpost handle mail --concurrency 4 -- ./deliver.sh --quickly
 
 A command is started for each request. It gets the data on its standard input, and in its environment
-  RINGPOST_ACTION, RINGPOST_REQUEST_ID, RINGPOST_ATTEMPT    what it is, and which delivery of it
-  RINGPOST_DEADLINE_MS, RINGPOST_TIME_LEFT_MS               when the requester stops waiting (Unix time), and how long that is
-  RINGPOST_OPTIONS, RINGPOST_HEADERS                        JSON text
-  RINGPOST_HEADER_NAME                                      one header: its key in capitals, with _ for other characters
-  RINGPOST_SERVER                                           so that a `ringpost request` in it reaches the same server
-What it writes to its standard output is the reply: JSON as it is, other text as a JSON string, nothing as null. If it
-ends with anything but 0, the requester gets an error with its standard error as the message and its exit code as the
-code. When nobody waits any more (cancelled, time over, this handler ends), the command's whole process group gets SIGTERM
-and two seconds later SIGKILL; what a command starts and leaves behind is killed with it.
+  RINGPOST_ACTION, RINGPOST_REQUEST_ID, RINGPOST_ATTEMPT  what it is, and which delivery of it
+  RINGPOST_DEADLINE_MS, RINGPOST_TIME_LEFT_MS             until when the requester waits (Unix
+                                                          time), and how long that is
+  RINGPOST_OPTIONS, RINGPOST_HEADERS                      JSON text
+  RINGPOST_HEADER_NAME                                    a header; its key in capitals, with _ for
+                                                          all but letters and digits
+  RINGPOST_SERVER                                         for a `ringpost request` within it
 
-The connection is kept: while the server is away, it is tried again. Ctrl-C finishes what is at work, then ends with 0;
-again, it kills what is at work and ends at once.";
+What it writes to its standard output is the reply: JSON as it is, other text as a JSON string, \
+nothing as null. If it ends with anything but 0, the requester gets an error with its standard \
+error as the message and its exit code as the code. When nobody waits any more (cancelled, time \
+over, this handler ends), its whole process group gets SIGTERM and two seconds later SIGKILL. \
+What it starts and leaves behind is killed with it.
+
+The connection is kept: while the server is away, it is tried again. Ctrl-C finishes what is at \
+work, then ends with 0; a second Ctrl-C kills what is at work and ends at once, with \
+130.";
 
 /// Handle the requests to an action: echo them, answer always the same, or run a command
 #[derive(Debug, Args)]
@@ -109,7 +117,8 @@ fn work(args: &HandleArgs, server: &ServerArgs) -> Outcome<Work> {
     }
     let Some((name, arguments)) = args.command.split_first() else { return Ok(Work::Echo) };
     if !is_command(name) {
-        let message = format!("there is no command `{}` that can be run: check its name and PATH", name.display());
+        let message =
+            format!("there is no command `{}` that can be run: check its name and PATH", name.display());
         return Err(Failure::usage(message));
     }
     Ok(Work::Run(Program {
@@ -122,7 +131,8 @@ fn work(args: &HandleArgs, server: &ServerArgs) -> Outcome<Work> {
 
 /// Whether there is such a command now: a mistake in its name is told at once, not with the first request.
 fn is_command(name: &OsString) -> bool {
-    let runs = |path: &Path| path.metadata().is_ok_and(|at| at.is_file() && at.permissions().mode() & 0o111 != 0);
+    let runs =
+        |path: &Path| path.metadata().is_ok_and(|at| at.is_file() && at.permissions().mode() & 0o111 != 0);
     if name.as_encoded_bytes().contains(&b'/') {
         return runs(Path::new(name));
     }
@@ -144,7 +154,9 @@ impl Work {
     /// Commands want processors; the rest costs next to nothing.
     fn usual_concurrency(&self) -> u32 {
         match self {
-            Self::Run(_) => thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1)),
+            Self::Run(_) => {
+                thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1))
+            }
             _ => HandlerOptions::default().concurrency,
         }
     }
@@ -187,7 +199,7 @@ async fn handle(args: &HandleArgs, work: Arc<Work>, server: &ServerArgs) -> Outc
     loop {
         tokio::select! {
             biased;
-            () = stop.next() => break,
+            _ = stop.next() => break,
             outcome = &mut registering, if !registered => {
                 // The registration lasts as long as the client.
                 drop(outcome.map_err(failed)?);
@@ -197,8 +209,7 @@ async fn handle(args: &HandleArgs, work: Arc<Work>, server: &ServerArgs) -> Outc
             Some(event) = events.next() => report(event, action, server, registered).map_err(failed)?,
         }
     }
-    finish(&client, &ending, &mut stop, args.drain_timeout).await;
-    Ok(())
+    finish(&client, &ending, &mut stop, args.drain_timeout).await
 }
 
 /// Lets the delay pass. `false` if nobody wants the reply any more.
@@ -230,22 +241,25 @@ fn report(event: Event, action: &str, server: &ServerArgs, registered: bool) -> 
 }
 
 /// Finishes what is at work for as long as it may; then, or at a second signal, stops it.
-async fn finish(client: &Client, ending: &Ending, stop: &mut Stop, drain_timeout: Duration) {
+async fn finish(client: &Client, ending: &Ending, stop: &mut Stop, drain_timeout: Duration) -> Outcome {
     match ending.running() {
         0 => {}
         at_work => note(format_args!("finishing {at_work} at work; once more to stop at once")),
     }
     tokio::select! {
-        () = client.drain() => return,
+        () = client.drain() => return Ok(()),
         () = tokio::time::sleep(drain_timeout) => {
             note(format_args!("stopping {} still at work after {drain_timeout:?}", ending.running()));
         }
         // What is at work is killed when the runtime ends.
-        () = stop.next() => return,
+        code = stop.next() => return Err(Failure::quiet(code)),
     }
     ending.begin();
     tokio::select! {
-        () = ending.idle() => client.close().await,
-        () = stop.next() => {}
+        () = ending.idle() => {}
+        code = stop.next() => return Err(Failure::quiet(code)),
     }
+    // Their last words leave before the connection ends.
+    client.drain().await;
+    Ok(())
 }

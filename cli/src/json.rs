@@ -26,7 +26,10 @@ pub(crate) fn data(argument: &str) -> Outcome<Vec<u8>> {
             .read_to_end(&mut bytes)
             .map_err(|error| Failure::system("standard input cannot be read", &error))?;
         if bytes.len() as u64 > MAX_INPUT_BYTES {
-            return Err(Failure::new(BAD_DATA, "standard input has more than 1 GiB: no server takes that much"));
+            return Err(Failure::new(
+                BAD_DATA,
+                "standard input has more than 1 GiB: no server takes that much",
+            ));
         }
         (bytes, "standard input")
     } else {

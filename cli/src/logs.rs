@@ -29,7 +29,8 @@ impl LogArgs {
             _ => "trace",
         };
         let filter = EnvFilter::try_new(text).map_err(|error| {
-            let example = "write a level (error, warn, info, debug, trace) or for example `warn,ringpost_server=debug`";
+            let example =
+                "write a level (error, warn, info, debug, trace) or for example `warn,ringpost_server=debug`";
             Failure::usage(format!("`{text}` is not a filter for logs: {error}: {example}"))
         })?;
         let subscriber = tracing_subscriber::fmt()

@@ -15,7 +15,8 @@ const EXAMPLES: &str = "\
 Examples:
   ringpost receivers                  a line for each action
   ringpost receivers --json           [\"client_1\",\"client_2\"]
-  ringpost receivers --watch          `+ client_1` when an action gets its first handler, `- client_1` when it loses its last
+  ringpost receivers --watch          `+ client_1` when the first handler of an action comes,
+                                      `- client_1` when the last one goes
   ringpost receivers --watch --json   the whole list again at each change";
 
 /// List the actions that have at least one handler now

@@ -22,12 +22,14 @@ Examples:
   ringpost request client_1 '{}' --broadcast --timeout 1s
   ringpost request '$sys.stats' null
 
-Standard output has the reply's JSON and nothing else. A broadcast prints a line for each handler as it answers:
+Standard output has the reply's JSON and nothing else. A broadcast prints a line for each handler \
+as it answers:
   {\"leg\":0,\"data\":{\"value\":3}}
   {\"leg\":1,\"error\":\"what went wrong\",\"code\":\"remote\"}
 and ends with 0 only if all of them replied.
 
-Exit codes: 1 the handler answered an error, 3 no handler or too busy, 4 time over, 65 bad input, 69 no connection.";
+Exit codes: 1 the handler answered an error, 3 no handler or too busy, 4 time over, 65 bad input, \
+69 no connection.";
 
 /// Send a request to a handler of an action, and print its reply
 #[derive(Debug, Args)]
@@ -143,7 +145,8 @@ fn reply_text<'a>(data: &'a [u8], what: &str) -> Outcome<&'a [u8]> {
         return Ok(b"null");
     }
     json::check(data).map_err(|error| {
-        let message = format!("{what} was answered with data that is not JSON ({error}): --raw prints it as it is");
+        let message =
+            format!("{what} was answered with data that is not JSON ({error}): --raw prints it as it is");
         Failure::new(BAD_DATA, message)
     })?;
     Ok(data.trim_ascii())

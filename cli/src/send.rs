@@ -16,8 +16,9 @@ Examples:
   ringpost send mail '{\"to\":\"you\"}'
   generate | ringpost send mail -
 
-It prints nothing. It ends with 0 when the server has accepted the message: a handler has it, or it has a place in the
-queue. What the handler makes of it is not told. It must be done within --ttl, or --timeout if that is longer.";
+It prints nothing. It ends with 0 when the server has accepted the message: a handler has it, or \
+it has a place in the queue. What the handler makes of it is not told. It must be \
+done within --ttl, or --timeout if that is longer.";
 
 /// Send a message that wants no reply to a handler of an action
 #[derive(Debug, Args)]

@@ -22,23 +22,24 @@ const EXAMPLES: &str = "\
 Examples:
   ringpost serve
   ringpost serve --listen 127.0.0.1:8888 --listen '[::1]:8888' --id server1
-  ringpost serve --listen 127.0.0.1:0              a free port: see the line on standard output
+  ringpost serve --listen 127.0.0.1:0                    takes a free port
   ringpost serve --config ringpost.toml --max-payload 1MiB
 
-For each address a line `listening on ADDRESS:PORT` is printed to standard output when clients can connect. Logs go to
-standard error.
+For each address a line `listening on ADDRESS:PORT` is printed to standard output when clients \
+can connect. Logs go to standard error.
 
-Every setting is a flag, an environment variable, and a key of the TOML file given with --config; a flag is stronger than
-the environment, and that is stronger than the file:
+Every setting is a flag, an environment variable, and a key of the TOML file given with --config; \
+a flag is stronger than the environment, and that is stronger than the file:
   id = \"server1\"
   listen = [\"127.0.0.1:8888\", \"[::1]:8888\"]
   max-payload = \"1MiB\"
   drain-timeout = \"30s\"
 
-SIGTERM and SIGINT (Ctrl-C) let what is open come to its end, at most for --drain-timeout, then it ends with 0. A second
-signal ends it at once, with 128 and the signal's number.
+SIGTERM and SIGINT (Ctrl-C) let what is open come to its end, at most for --drain-timeout, then \
+it ends with 0. A second signal ends it at once, with 128 and the signal's number.
 
-Exit codes: 69 the address cannot be listened on, 71 io_uring cannot be used (see `ringpost doctor`), 78 configuration.";
+Exit codes: 69 the address cannot be listened on, 71 io_uring cannot be used (see `ringpost \
+doctor`), 78 configuration.";
 
 /// Run a server
 #[derive(Debug, Default, Args)]
@@ -230,13 +231,15 @@ mod tests {
         .unwrap();
         let mut expected = Config::default();
         expected.id = "a".to_owned();
-        expected.listen = ["127.0.0.1:1", "[::1]:2", "127.0.0.1:3"].map(|text| text.parse().unwrap()).to_vec();
+        expected.listen =
+            ["127.0.0.1:1", "[::1]:2", "127.0.0.1:3"].map(|text| text.parse().unwrap()).to_vec();
         expected.dispatch = Dispatch::LeastBusy;
         expected.dispatch_interval = Duration::from_millis(1);
         (expected.max_payload, expected.queue_limit, expected.queue_limit_bytes) = (1024, 1, 2048);
         (expected.max_connections, expected.max_actions) = (Some(3), 4);
         let seconds = Duration::from_secs;
-        (expected.max_ttl, expected.default_timeout, expected.outbound_limit) = (seconds(5), seconds(6), 7 << 20);
+        (expected.max_ttl, expected.default_timeout, expected.outbound_limit) =
+            (seconds(5), seconds(6), 7 << 20);
         (expected.handshake_timeout, expected.ping_interval) = (seconds(8), seconds(9));
         expected.drain_timeout = seconds(10);
         assert_eq!(config, expected);

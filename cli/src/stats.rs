@@ -46,11 +46,8 @@ pub(crate) fn run(args: &StatsArgs, server: &ServerArgs) -> Outcome {
         let mut ticks = tokio::time::interval(args.interval);
         loop {
             ticks.tick().await;
-            let reply = client
-                .request_bytes(ACTION, "null")
-                .timeout(server.connect_timeout)
-                .await
-                .map_err(failed)?;
+            let reply =
+                client.request_bytes(ACTION, "null").timeout(server.connect_timeout).await.map_err(failed)?;
             print(reply.as_bytes(), args)?;
             if !args.watch {
                 client.close().await;
@@ -65,7 +62,8 @@ fn print(stats: &[u8], args: &StatsArgs) -> Outcome {
         return output::line(&output::one_line(stats));
     }
     let table = table(stats).map_err(|error| {
-        let message = format!("the server's figures are not as expected ({error}): --json shows them as they are");
+        let message =
+            format!("the server's figures are not as expected ({error}): --json shows them as they are");
         Failure::new(Code::Malformed.exit_code(), message)
     })?;
     // On a terminal each look takes the place of the one before.

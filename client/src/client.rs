@@ -1,13 +1,14 @@
 //! The client itself: inputs from driver and application, and what each of them leads to.
 
-use std::{borrow::Cow, collections::VecDeque, time::Duration};
+mod ending;
+mod incoming;
+
+use std::{borrow::Cow, collections::VecDeque};
 
 use ringpost_protocol::{
     Code, Content,
     limits::{MAX_ACTION_BYTES, MAX_HEADERS_BYTES, MAX_OPTIONS_BYTES, check_name, check_own_name},
-    message::{
-        ClientMessage, Deliver, ErrorReport, Hello, Request, Scope, ServerMessage, Target, Verdict, Welcome,
-    },
+    message::{ClientMessage, Hello, Request, ServerMessage, Target, Verdict},
     time::Time,
 };
 
@@ -15,8 +16,8 @@ use crate::{
     ClientConfig, Error, RequestSpec,
     config::DEFAULT_TIMEOUT,
     deliveries::Deliveries,
-    link::{Farewell, Link, Liveness, Phase},
-    output::{Delivery, DeliveryKey, Event, Output, RegistrationId, RequestKey},
+    link::{Link, Phase},
+    output::{DeliveryKey, Event, Output, RegistrationId, RequestKey},
     registrations::Registrations,
     requests::{Requests, check_payload, millis, too_many_legs},
 };
@@ -291,10 +292,13 @@ impl Client {
         held
     }
 
-    /// A handler is still at work; `content` may be empty. `false` if nobody waits for it.
+    /// A handler is still at work; `content` may be empty. `false` if nobody waits for it, or if it is longer than the
+    /// server takes: nothing is sent then.
     pub fn progress(&mut self, key: DeliveryKey, content: Content) -> bool {
+        let fits =
+            check_sizes(&content).and_then(|()| check_payload(&content, self.link.max_payload)).is_ok();
         let current = key.connection == self.link.connection;
-        let progress = if current { self.deliveries.progress(key, content) } else { None };
+        let progress = if current && fits { self.deliveries.progress(key, content) } else { None };
         let wanted = progress.is_some();
         self.outputs.extend(progress);
         wanted
@@ -411,224 +415,6 @@ impl Client {
             return Err(Error::new(Code::Closed, "the client is being closed"));
         }
         Ok(())
-    }
-
-    fn received_in_greeting(&mut self, message: ServerMessage, now: Time) {
-        let error = match message {
-            ServerMessage::Welcome(welcome) => return self.welcome(welcome, now),
-            ServerMessage::Ping(number) => return self.say(ClientMessage::Pong(number)),
-            ServerMessage::Pong(_) => return,
-            ServerMessage::Error(report) => report.into(),
-            ServerMessage::Goaway { reason, .. } => Error::new(Code::Draining, reason),
-            _ => Error::new(Code::Malformed, "the server spoke before its welcome"),
-        };
-        self.outputs.push_back(Output::Disconnect);
-        self.lose(error, now);
-    }
-
-    fn welcome(&mut self, welcome: Welcome, now: Time) {
-        self.link.ready(welcome.ping_interval_ms, welcome.max_payload, now);
-        self.requests.number_from(welcome.next_number);
-        self.tell(Event::Connected {
-            server_id: welcome.server_id,
-            boot: welcome.boot,
-            epoch: welcome.epoch,
-        });
-        self.requests.expire(now, &mut self.outputs);
-        if !self.draining {
-            self.outputs.extend(self.registrations.messages().map(Output::Send));
-        }
-        self.requests.send_waiting(self.link.max_payload, now, &mut self.outputs);
-        if self.draining {
-            self.begin_farewell(Time::NEVER);
-            self.leave_if_done(now);
-        }
-    }
-
-    /// The kinds that are not on the steady path.
-    fn received_seldom(&mut self, message: ServerMessage, now: Time) -> Result<(), Error> {
-        match message {
-            ServerMessage::Ping(number) => self.say(ClientMessage::Pong(number)),
-            ServerMessage::Pong(number) => self.ponged(number),
-            ServerMessage::Registered { registration } => {
-                let id = RegistrationId(registration);
-                if self.registrations.holds(id) {
-                    self.outputs.push_back(Output::Registered(id));
-                }
-            }
-            ServerMessage::Progress(progress) => {
-                if let Some(token) = self.requests.token(progress.number) {
-                    self.outputs.push_back(Output::Progress { token, content: progress.content });
-                }
-            }
-            ServerMessage::Receivers(list) => self.outputs.push_back(Output::Receivers(list)),
-            ServerMessage::Error(report) => return self.reported(report),
-            ServerMessage::Goaway { grace_ms, reason } => {
-                let grace = Duration::from_millis(u64::from(grace_ms));
-                self.tell(Event::Goaway { grace, reason });
-                self.begin_farewell(now + grace);
-            }
-            ServerMessage::Welcome(_) => {
-                return Err(Error::new(Code::Malformed, "the server said welcome twice"));
-            }
-            // Answers and numbers are not kept over a reconnect, so there is nothing to settle.
-            ServerMessage::Acknowledge { .. } | ServerMessage::Resumed { .. } => {}
-            ServerMessage::Reply(_)
-            | ServerMessage::Deliver(_)
-            | ServerMessage::Accepted { .. }
-            | ServerMessage::Cancel { .. }
-            | ServerMessage::Legs { .. } => debug_assert!(false, "the steady path's kinds are handled there"),
-        }
-        Ok(())
-    }
-
-    fn reported(&mut self, report: ErrorReport) -> Result<(), Error> {
-        match report.scope {
-            Scope::Connection => return Err(report.into()),
-            Scope::Delivery => self.counters.refused_answers += 1,
-            Scope::Registration => {
-                let id = RegistrationId(u32::try_from(report.number).unwrap_or(0));
-                // A server that leaves refuses what the next one will take.
-                if report.code != Code::Draining && self.registrations.remove(id) {
-                    self.outputs.push_back(Output::RegistrationFailed(id, report.into()));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn deliver(&mut self, message: Deliver, now: Time) -> Result<(), Error> {
-        let key = self.delivery_key(message.delivery);
-        let registration = RegistrationId(message.registration);
-        match self.registrations.action(registration) {
-            Some(action) => {
-                let delivery = Delivery { key, registration, action: action.clone(), message };
-                self.deliveries.take(delivery, now, &mut self.outputs)
-            }
-            None => {
-                let text: &[u8] = b"the client does not handle this action any more";
-                let answer = self.deliveries.answer_unheld(key, Verdict::Error, Content::from_payload(text));
-                self.outputs.push_back(answer);
-                Ok(())
-            }
-        }
-    }
-
-    fn ponged(&mut self, number: u64) {
-        self.registrations.passed(number, &mut self.outputs);
-        if let Some(farewell) = &mut self.link.farewell {
-            farewell.passed |= number >= farewell.fence;
-        }
-    }
-
-    /// Says goodbye on this connection: no more requests, no more deliveries, please.
-    fn begin_farewell(&mut self, until: Time) {
-        match &mut self.link.farewell {
-            Some(farewell) => farewell.until = farewell.until.min(until),
-            None if self.link.phase == Phase::Ready => {
-                let fence = self.link.ping();
-                self.link.farewell = Some(Farewell { fence, passed: false, until });
-                self.say(ClientMessage::Goaway);
-                self.say(ClientMessage::Ping(fence));
-            }
-            None => {}
-        }
-    }
-
-    /// Leaves the connection once everything on it is done, or its time is over; ends a client that was to drain.
-    fn leave_if_done(&mut self, now: Time) {
-        match self.link.farewell {
-            Some(farewell) if self.link.phase == Phase::Ready => {
-                let done = farewell.passed && self.requests.sent() == 0 && self.deliveries.is_empty();
-                if done || now >= farewell.until {
-                    self.outputs.push_back(Output::Disconnect);
-                    self.lose(Error::new(Code::Draining, "the connection was ended in good order"), now);
-                }
-            }
-            _ if self.draining
-                && !self.link.is_closed()
-                && !self.link.is_connected()
-                && self.requests.waiting() == 0 =>
-            {
-                self.finish(Error::new(Code::Closed, "the client was closed"));
-            }
-            _ => {}
-        }
-    }
-
-    fn check_liveness(&mut self, now: Time) {
-        match self.link.check(now) {
-            Liveness::Fine => {}
-            Liveness::Ping => {
-                let number = self.link.ping();
-                self.say(ClientMessage::Ping(number));
-            }
-            Liveness::Lost => {
-                let message = format!("nothing was heard from the server for {:?}", self.link.patience());
-                self.outputs.push_back(Output::Disconnect);
-                self.lose(Error::new(Code::ConnectionLost, message), now);
-            }
-        }
-    }
-
-    /// The connection is gone: ends what was on it, then tries again or gives up.
-    fn lose(&mut self, reason: Error, now: Time) {
-        if self.link.phase == Phase::Ready {
-            self.counters.lost_connections += u64::from(reason.kind() != Code::Draining);
-            let message = format!("the connection was lost ({}); the request may have run", reason.message());
-            self.end_connection(&Error::new(Code::ConnectionLost, message));
-            self.tell(Event::Disconnected(reason.clone()));
-        } else {
-            self.link.failures += 1;
-        }
-        let reason = match reason.kind() {
-            // A server that was never reached cannot be lost.
-            Code::ConnectionLost if !self.link.was_ready => {
-                Error::new(Code::Connect, reason.message().to_owned())
-            }
-            _ => reason,
-        };
-        self.go_on_or_finish(reason, now);
-    }
-
-    /// Ends what does not outlive a connection.
-    fn end_connection(&mut self, error: &Error) {
-        self.deliveries.lose(self.link.connection, &mut self.outputs);
-        self.requests.lose_sent(error, &mut self.outputs);
-        self.registrations.passed(u64::MAX, &mut self.outputs);
-    }
-
-    fn go_on_or_finish(&mut self, reason: Error, now: Time) {
-        let final_reason = matches!(
-            reason.kind(),
-            Code::SessionTaken | Code::Unsupported | Code::Unauthorized | Code::Forbidden
-        );
-        let wanted = if self.link.was_ready { self.config.reconnect } else { self.config.retry_initial };
-        let given_up = self.config.max_reconnects.is_some_and(|max| self.link.failures > max);
-        let drained = self.draining && self.requests.waiting() == 0;
-        if drained {
-            self.link.phase = Phase::Idle;
-            self.finish(Error::new(Code::Closed, "the client was closed"));
-        } else if final_reason || !wanted || given_up {
-            self.link.phase = Phase::Idle;
-            self.finish(reason);
-        } else {
-            self.link.farewell = None;
-            let delay = self.link.pause(self.config.reconnect_interval, now);
-            self.tell(Event::ReconnectIn { delay, reason });
-        }
-    }
-
-    /// The end, from whatever phase.
-    fn finish(&mut self, reason: Error) {
-        if self.link.is_connected() || self.link.phase == Phase::Dialing {
-            self.outputs.push_back(Output::Disconnect);
-        }
-        self.end_connection(&reason);
-        self.requests.give_up_waiting(&reason.for_unsent(), &mut self.outputs);
-        self.registrations.clear(&mut self.outputs);
-        self.link.phase = Phase::Closed(reason.clone());
-        self.tell(Event::Closed(reason));
     }
 }
 

@@ -195,8 +195,11 @@ impl Requests {
         }
         let Some(&key) = self.by_number.get(&number) else { return true };
         let Some(open) = self.open.get_mut(key) else { return true };
-        open.expected = expected;
-        if expected == 0 {
+        if !open.flags.has(RequestFlags::BROADCAST) {
+            return true;
+        }
+        open.expected = open.expected.max(expected);
+        if open.expected == 0 {
             self.end(key, &Error::new(Code::NoHandler, "nobody handles this action"), outputs);
         }
         true

@@ -52,15 +52,12 @@ impl ReadSize {
     pub fn prepare(&self, buffer: &mut BytesMut, missing: usize) {
         let growth = buffer.len().clamp(self.bytes, MAX_GROWTH_BYTES);
         let wanted = if missing > self.bytes { missing.min(growth) } else { self.bytes };
-        let room = buffer.capacity() - buffer.len();
-        // Taking the buffer back to its beginning is free once nobody holds what was decoded from it. A larger one
-        // than this connection needs by now is let go of.
-        if room < wanted || (buffer.is_empty() && room > wanted.saturating_mul(4)) {
-            if buffer.is_empty() && buffer.capacity() > wanted.saturating_mul(4) {
-                *buffer = BytesMut::with_capacity(wanted);
-            } else {
-                buffer.reserve(wanted);
-            }
+        if buffer.is_empty() && buffer.capacity() > wanted.saturating_mul(4) {
+            // Larger than this connection needs by now.
+            *buffer = BytesMut::with_capacity(wanted);
+        } else if buffer.capacity() - buffer.len() < wanted {
+            // Free once nobody holds what was decoded from it: then it only goes back to its beginning.
+            buffer.reserve(wanted);
         }
     }
 }

@@ -10,13 +10,14 @@ import socket
 import struct
 import sys
 
+# Bytes of the variable parts are counted in the fixed one, but for the payload.
 PREFACE = struct.Struct("<4sBBHQ")  # magic, version, mode, reserved, capabilities
 HEADER = struct.Struct("<IBBHQ")  # length, kind, flags, reserved, number
-REGISTER = struct.Struct("<IB3x")  # credit, bytes of: action
-REQUEST = struct.Struct("<IIHHBB2x")  # ttl, timeout, bytes of: options, headers, action; attempts
-DELIVER = struct.Struct("<QQQIIHHH2x")  # request id (2), received at, time left, registration, attempt, bytes of: options, headers
-ANSWER = struct.Struct("<QIHHHB5x")  # sequence, retry after, code, bytes of: options, headers, own code
-REPLY = struct.Struct("<QQIIIIHHHHB7x")  # sequence, times (3), leg, expected, attempt, code, bytes of: options, headers, own code
+REGISTER = struct.Struct("<IB3x")  # credit; action
+REQUEST = struct.Struct("<IIHHBB2x")  # ttl, timeout; options, headers, action; attempts
+DELIVER = struct.Struct("<QQQIIHHH2x")  # request id, received at, time left, registration, attempt; options, headers
+ANSWER = struct.Struct("<QIHHHB5x")  # sequence, retry after, code; options, headers, own code
+REPLY = struct.Struct("<QQIIIIHHHHB7x")  # sequence, times, leg, expected, attempt, code; options, headers, own code
 ERROR = struct.Struct("<BxH")  # scope, code
 
 HELLO, REGISTER_KIND, REQUEST_KIND, ANSWER_KIND = 0x01, 0x02, 0x05, 0x06

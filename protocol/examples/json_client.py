@@ -12,7 +12,7 @@ import sys
 
 def main(host, port):
     action = f"example-{os.getpid()}"
-    with socket.create_connection((host, port), timeout=10) as sock, sock.makefile("r", encoding="utf-8") as lines:
+    with socket.create_connection((host, port), timeout=10) as sock, sock.makefile(encoding="utf-8") as lines:
 
         def send(message):
             sock.sendall(json.dumps(message).encode() + b"\n")

@@ -242,7 +242,10 @@ impl ClientBuilder {
                 "a client needs a tokio runtime with IO and time: connect inside of one",
             )
         })?;
-        let patience = self.config.default_request_timeout;
+        let patience = match self.config.default_request_timeout {
+            Duration::ZERO => ClientConfig::default().default_request_timeout,
+            timeout => timeout,
+        };
         let hub = Arc::new(Hub::new(runtime));
         let raw = raw::Client::new(self.config, address, Arc::new(HubSink(hub.clone())))?;
         let client = Client::new(Inner { raw, hub, patience });

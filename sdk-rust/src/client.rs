@@ -226,7 +226,6 @@ impl Client {
 /// A handler's registration. Dropping it changes nothing; the handler stays until [`Registration::deregister`] or the
 /// client's end.
 #[derive(Debug)]
-#[must_use = "call `deregister` to end it, or drop it to keep the handler as long as the client"]
 pub struct Registration {
     id: RegistrationId,
     action: String,

@@ -31,7 +31,8 @@ use crate::{
 /// Like a [`Reply`], it shares the buffer that it was read into.
 #[derive(Debug)]
 pub struct Request {
-    delivery: Delivery,
+    /// Boxed, since a request moves into its handler, and from there into the future of its task.
+    delivery: Box<Delivery>,
     deadline: Option<Instant>,
     cancellation: Cancellation,
     client: raw::Client,
@@ -46,7 +47,7 @@ impl Request {
     ) -> Self {
         let left = delivery.message.time_left_ms;
         let deadline = (left != u32::MAX).then(|| now + Duration::from_millis(u64::from(left)));
-        Self { delivery, deadline, cancellation, client }
+        Self { delivery: Box::new(delivery), deadline, cancellation, client }
     }
 
     /// The action that it is addressed to.
@@ -146,7 +147,7 @@ impl Request {
     }
 
     /// Says that the work goes on, with something for the requester as JSON text. For a durable request it extends the
-    /// lease. `Ok(false)` if nobody waits any more.
+    /// lease. `Ok(false)` if nobody waits any more, or if it is longer than the server takes.
     ///
     /// # Errors
     /// [`Code::Malformed`] if the value cannot be written as JSON.

@@ -115,13 +115,16 @@ impl Hub {
     }
 
     fn happened(&self, event: Event) {
-        self.link.send_replace(match &event {
-            Event::Connected { .. } => LinkState::Connected,
-            Event::Closed(reason) => LinkState::Closed(reason.clone()),
-            // The connection still stands until it is closed.
-            Event::Goaway { .. } => self.link.borrow().clone(),
-            _ => LinkState::Connecting,
-        });
+        let link = match &event {
+            Event::Connected { .. } => Some(LinkState::Connected),
+            Event::Closed(reason) => Some(LinkState::Closed(reason.clone())),
+            Event::Disconnected(_) | Event::ReconnectIn { .. } => Some(LinkState::Connecting),
+            // With a goaway the connection still stands.
+            _ => None,
+        };
+        if let Some(link) = link {
+            self.link.send_replace(link);
+        }
         // An error only says that nobody listens.
         let _ = self.events.send(event);
     }

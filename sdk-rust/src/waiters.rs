@@ -2,6 +2,7 @@
 
 use std::{
     mem,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
 };
@@ -105,7 +106,11 @@ impl Waiters {
     pub(crate) fn progress(&self, token: u64, content: &Content) {
         let callback = self.lock().of(token).and_then(|slot| slot.on_progress.clone());
         if let Some(callback) = callback {
-            callback(content.payload_bytes());
+            // It is the user's, and must not take the client's own task with it.
+            let called = catch_unwind(AssertUnwindSafe(|| callback(content.payload_bytes())));
+            if called.is_err() {
+                tracing::error!("a request's progress callback panicked");
+            }
         }
     }
 }

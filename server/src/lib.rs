@@ -29,7 +29,7 @@
 //! |---|---|
 //! | [`Server`], [`Handle`] | starting, draining, stopping |
 //! | [`Config`], [`units`] | everything that can be set |
-//! | `shard` | the core, the turn, deadlines |
+//! | `shard` | the core and the turn; in it `traffic`: messages on their way, `ending`: connections that end, deadlines |
 //! | `connections` | what is known of each connection |
 //! | `tasks` | reader and writer of a connection, acceptor, flusher, timekeeper |
 //! | `buffers` | buffers to write with, used again and again |

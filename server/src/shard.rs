@@ -1,5 +1,8 @@
 //! The core, the connections around it, and the turn. Nothing in here waits.
 
+mod ending;
+mod traffic;
+
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
@@ -7,11 +10,11 @@ use std::{
 };
 
 use bytes::BytesMut;
-use ringpost_broker::{Broker, CloseReason, ConnId, Input, Output, Speaks};
+use ringpost_broker::{Broker, ConnId, Input};
 use ringpost_io::{clock::Clock, event::Event, listener::Listener, stream::Stream};
 use ringpost_protocol::{
-    Code, Segment, WireError,
-    dialect::{Decoded, Dialect, ServerCodec},
+    Segment,
+    dialect::ServerCodec,
     json::Parser,
     message::ServerMessage,
     time::{Now, Time},
@@ -20,7 +23,7 @@ use ringpost_protocol::{
 use crate::{
     Config,
     buffers::Buffers,
-    connections::{Connection, Connections, Key, Phase, Waiting},
+    connections::{Connection, Connections, Phase, Waiting},
 };
 
 /// Connections beyond the limit that may be there at once to be told so.
@@ -239,7 +242,7 @@ impl Shard {
             let Some(connection) = state.connections.get_mut(conn) else { return };
             if connection.phase == Phase::Ending {
                 connection.phase = Phase::Flushed;
-                shut_down(connection, std::net::Shutdown::Write);
+                ending::shut_down(connection, std::net::Shutdown::Write);
                 state.lingering.push(now.mono, key);
             }
         });
@@ -327,219 +330,6 @@ impl Shard {
     }
 }
 
-impl State {
-    #[inline]
-    fn take_in(&mut self, conn: ConnId, buffer: &mut BytesMut, now: Now) -> NextRead {
-        let Some(connection) = self.connections.get_mut(conn) else { return NextRead::Discard };
-        if connection.phase != Phase::Open {
-            return NextRead::Discard;
-        }
-        loop {
-            match connection.codec.decode(&mut self.parser, buffer, &mut connection.out) {
-                Ok(Decoded::Message(message)) => {
-                    connection.greeted = true;
-                    self.broker.handle(Input::Message { conn, message }, now);
-                }
-                Ok(Decoded::NeedMore) => return NextRead::Read(connection.codec.missing(buffer)),
-                Ok(Decoded::Opened(dialect)) if !connection.surplus => {
-                    mark(&mut self.dirty, conn, connection);
-                    connection.known = true;
-                    if dialect == Dialect::Json
-                        && let Err(error) = connection.stream.set_keepalive(self.config.ping_interval)
-                    {
-                        tracing::debug!(%conn, %error, "no keepalive");
-                    }
-                    let speaks = match dialect {
-                        Dialect::Binary => Speaks::Binary,
-                        Dialect::Json => Speaks::Json,
-                    };
-                    tracing::debug!(%conn, peer = connection.peer(), ?speaks, "opened");
-                    self.broker.handle(Input::Opened { conn, speaks }, now);
-                }
-                Ok(Decoded::Opened(_)) => {
-                    let message = format!(
-                        "this server has all the connections that it may have (max-connections = {})",
-                        self.max_connections
-                    );
-                    tracing::warn!(%conn, peer = connection.peer(), message);
-                    self.refuse(conn, &WireError::new(Code::Overloaded, message), now);
-                    return NextRead::Discard;
-                }
-                Err(error) => {
-                    tracing::debug!(%conn, peer = connection.peer(), %error, "refused");
-                    self.refuse(conn, &error, now);
-                    return NextRead::Discard;
-                }
-            }
-        }
-    }
-
-    /// Does what the core says, until it has nothing more to say.
-    #[inline]
-    fn act(&mut self, now: Now) {
-        while let Some(output) = self.broker.poll_output() {
-            match output {
-                Output::Send { conn, message } => self.send(conn, message, now),
-                Output::Close { conn, reason } => {
-                    if reason != CloseReason::Finished {
-                        tracing::debug!(%conn, ?reason, "closing");
-                    }
-                    self.finish(conn, now);
-                }
-                Output::Drained => self.end_all(now),
-            }
-        }
-    }
-
-    #[inline]
-    fn send(&mut self, conn: ConnId, message: ServerMessage, now: Now) {
-        let Some(connection) = self.connections.get_mut(conn) else { return };
-        if connection.phase != Phase::Open {
-            return;
-        }
-        if let ServerMessage::Receivers(list) = message {
-            connection.receivers = Some(list);
-            return mark(&mut self.dirty, conn, connection);
-        }
-        if connection.out.is_empty() && connection.out.tail().capacity() == 0 {
-            *connection.out.tail() = self.buffers.take();
-        }
-        let encoded = connection.codec.encode(&message, now.wall_ms, &mut self.parser, &mut connection.out);
-        let waiting = connection.out.len();
-        if waiting > 0 {
-            mark(&mut self.dirty, conn, connection);
-        } else {
-            self.buffers.give_back(std::mem::take(connection.out.tail()));
-        }
-        if encoded.is_err() {
-            self.broker.handle(Input::Undeliverable { conn, message: Box::new(message) }, now);
-        } else if waiting as u64 > self.config.outbound_limit {
-            let (peer, limit) = (connection.peer(), self.config.outbound_limit);
-            tracing::warn!(%conn, peer, waiting, limit, "closed: it does not read what it is sent (outbound-limit)");
-            self.lose(conn, now);
-        }
-    }
-
-    /// Tells a client why it is closed, and closes.
-    fn refuse(&mut self, conn: ConnId, error: &WireError, now: Now) {
-        if let Some(connection) = self.connections.get_mut(conn) {
-            connection.codec.refuse(error, &mut self.parser, &mut connection.out);
-        }
-        self.finish(conn, now);
-    }
-
-    /// Sends what waits, then ends the connection. For the core it is closed now.
-    fn finish(&mut self, conn: ConnId, now: Now) {
-        let Some(key) = self.connections.key(conn) else { return };
-        let Some(connection) = self.connections.get_mut(conn) else { return };
-        if connection.phase == Phase::Open {
-            connection.phase = Phase::Ending;
-            connection.receivers = None;
-            self.flushing.push(now.mono, key);
-            mark(&mut self.dirty, conn, connection);
-            self.forget(conn, now);
-        }
-    }
-
-    /// Cuts the connection: what waits is dropped, and both tasks end.
-    fn lose(&mut self, conn: ConnId, now: Now) {
-        let Some(connection) = self.connections.get_mut(conn) else { return };
-        if connection.phase != Phase::Gone {
-            connection.phase = Phase::Gone;
-            connection.out.clear();
-            connection.receivers = None;
-            shut_down(connection, std::net::Shutdown::Both);
-            connection.wake.set();
-            self.forget(conn, now);
-        }
-    }
-
-    fn forget(&mut self, conn: ConnId, now: Now) {
-        if let Some(connection) = self.connections.get_mut(conn)
-            && std::mem::take(&mut connection.known)
-        {
-            self.broker.handle(Input::Closed { conn }, now);
-        }
-    }
-
-    fn next_deadline(&self) -> Option<Time> {
-        let leaving = match self.leaving {
-            Leaving::Draining(deadline) | Leaving::Ending(deadline) => Some(deadline),
-            Leaving::No | Leaving::Gone => None,
-        };
-        let ours = [&self.handshakes, &self.flushing, &self.lingering]
-            .into_iter()
-            .filter_map(Waiting::next_deadline);
-        ours.chain(self.broker.next_deadline()).chain(leaving).min()
-    }
-
-    fn time_out(&mut self, now: Now) {
-        while let Some(key) = self.handshakes.expire(now.mono) {
-            if self.still(key, Phase::Open, |connection| !connection.greeted) {
-                let message = format!(
-                    "nothing whole was said within {:?} (handshake-timeout)",
-                    self.config.handshake_timeout
-                );
-                tracing::debug!(conn = %key.conn, message);
-                self.refuse(key.conn, &WireError::malformed(message), now);
-            }
-        }
-        while let Some(key) = self.flushing.expire(now.mono) {
-            if self.still(key, Phase::Ending, |_| true) {
-                tracing::debug!(conn = %key.conn, "cut: it did not read its last messages");
-                self.lose(key.conn, now);
-            }
-        }
-        while let Some(key) = self.lingering.expire(now.mono) {
-            if self.still(key, Phase::Flushed, |_| true) {
-                self.lose(key.conn, now);
-            }
-        }
-        match self.leaving {
-            Leaving::Draining(deadline) if deadline <= now.mono => {
-                tracing::warn!(
-                    open_requests = self.broker.open_requests(),
-                    "not everything ended within drain-timeout"
-                );
-                self.end_all(now);
-            }
-            Leaving::Ending(deadline) if deadline <= now.mono => {
-                self.leaving = Leaving::Ending(now.mono + LEAVE_TIME);
-                self.lose_all(now);
-            }
-            _ => {}
-        }
-        self.act(now);
-    }
-
-    fn still(&mut self, key: Key, phase: Phase, holds: impl FnOnce(&Connection) -> bool) -> bool {
-        self.connections.find(key).is_some_and(|connection| connection.phase == phase && holds(connection))
-    }
-
-    /// Everything that was open has ended, or the time for it.
-    fn end_all(&mut self, now: Now) {
-        if !matches!(self.leaving, Leaving::Draining(_)) {
-            return;
-        }
-        self.leaving = Leaving::Ending(now.mono + LEAVE_TIME);
-        for conn in self.connections.numbers() {
-            self.finish(conn, now);
-        }
-    }
-
-    fn lose_all(&mut self, now: Now) {
-        for conn in self.connections.numbers() {
-            self.lose(conn, now);
-        }
-    }
-
-    fn close_listeners(&mut self) {
-        for listener in self.listeners.drain(..) {
-            listener.close();
-        }
-    }
-}
-
 impl Connection {
     /// Puts the list of receivers behind what waits, in a send of its own.
     fn append_receivers(&mut self, parser: &mut Parser, buffers: &mut Buffers) {
@@ -550,20 +340,5 @@ impl Connection {
         let encoded = self.codec.encode(&ServerMessage::Receivers(list), 0, parser, &mut self.out);
         debug_assert!(encoded.is_ok(), "a list of names is JSON");
         self.out.seal();
-    }
-}
-
-/// Notes that the flusher has to wake the connection's writer.
-#[inline]
-fn mark(dirty: &mut Vec<ConnId>, conn: ConnId, connection: &mut Connection) {
-    if !connection.dirty {
-        connection.dirty = true;
-        dirty.push(conn);
-    }
-}
-
-fn shut_down(connection: &Connection, how: std::net::Shutdown) {
-    if let Err(error) = connection.stream.shutdown(how) {
-        tracing::debug!(%error, "shutdown");
     }
 }

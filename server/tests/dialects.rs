@@ -169,6 +169,18 @@ fn strangers_are_told_and_closed() {
     assert!(matches!(bystander.hear(), ServerMessage::Deliver(_)));
 }
 
+/// What came before bad input in the same write is answered before the refusal.
+#[test]
+fn bad_input_does_not_swallow_earlier_answers() {
+    let server = server();
+    let mut client = connect(&server);
+    client.write_all(b"{\"action\":\"ping\"}\n{\"id\":}\n").unwrap();
+    let answer = String::from_utf8(until_closed(&mut client)).unwrap();
+    let said: Vec<Value> = answer.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let actions: Vec<_> = said.iter().map(|message| &message["action"]).collect();
+    assert_eq!(actions, ["pong", "error"], "{answer}");
+}
+
 /// Bad frames get an error frame and a close: a length that lies, an unknown kind, anything before the hello.
 #[test]
 fn bad_frames_are_refused() {

@@ -1,13 +1,20 @@
 //! The steps of the demo, in their order.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::{Duration, Instant}};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use ringpost::{Client, ErrorKind};
 use serde_json::json;
 
 use super::{
     narrator::Narrator,
-    troupe::{PATIENCE, SlowHandler, Sum, adding_handler, client, handled, held, named_handler, say_as_nc, went_wrong},
+    troupe::{
+        PATIENCE, SlowHandler, Sum, adding_handler, client, handled, held, named_handler, say_as_nc,
+        went_wrong,
+    },
 };
 use crate::{
     bench::{self, Cores},
@@ -21,7 +28,9 @@ const SPREAD: u32 = 300;
 /// Performs the whole of it. Dropping the future ends all that it has started.
 pub(super) async fn perform() -> Outcome {
     let mut tell = Narrator::default();
-    tell.line("Ringpost: a client registers an action with a handler; others send requests to it and get replies.")?;
+    tell.line(
+        "Ringpost: a client registers an action with a handler; others send requests to it and get replies.",
+    )?;
 
     tell.step("A server on a free port, in a process of its own")?;
     let cores = Cores::choose(None)?;
@@ -38,9 +47,11 @@ pub(super) async fn perform() -> Outcome {
     client.close().await;
     drop(server);
 
-    tell.line("\nThat was all of it; everything that was started is gone. Now you, with a terminal for each:")?;
+    tell.line(
+        "\nThat was all of it; everything that was started is gone. Now you, with a terminal for each:",
+    )?;
     tell.command("ringpost serve")?;
-    tell.command("ringpost handle client_1 -- jq '{value: (.value + 1)}'")?;
+    tell.command("ringpost handle client_1 --echo")?;
     tell.command("ringpost request client_1 '{\"value\":2}'")
 }
 
@@ -61,13 +72,17 @@ async fn first_example(tell: &mut Narrator, client: &Client, server: SocketAddr)
         return Err(went_wrong(format_args!("2 + 1 is not {}", sum.value)));
     }
     tell.say("client.request(\"client_1\", &json!({\"value\": 2})).timeout(…).await   // Rust")?;
-    tell.say(&format!("{{\"value\":2}} → {} in {} µs", String::from_utf8_lossy(reply.as_bytes()), took.as_micros()))?;
+    tell.say(&format!(
+        "{{\"value\":2}} → {} in {} µs",
+        String::from_utf8_lossy(reply.as_bytes()),
+        took.as_micros()
+    ))?;
     tell.say("The same from the command line:")?;
     tell.command(&format!("ringpost --server {server} request client_1 '{{\"value\":2}}'"))?;
     tell.say("And without any SDK, a line of JSON on the same port (just sent so):")?;
-    let line = json!({"id": "client_1", "data": {"value": 2}, "clientId": "1"}).to_string();
+    let line = r#"{"id":"client_1","data":{"value":2},"clientId":"1"}"#;
     tell.command(&format!("echo '{line}' | nc {} {}", server.ip(), server.port()))?;
-    tell.say(&say_as_nc(server, &line).await?)?;
+    tell.say(&say_as_nc(server, line).await?)?;
     handler.close().await;
     Ok(())
 }
@@ -152,7 +167,11 @@ async fn killed_handler(tell: &mut Narrator, client: &Client, server: SocketAddr
 /// One second of load, from the load generator of `ringpost bench`.
 async fn burst(tell: &mut Narrator, server: &load::Server, cores: Cores) -> Outcome {
     tell.step("One second of load: 16 requesters with 64 requests in flight each, 4 handlers, 128 bytes")?;
-    tell.command(&format!("ringpost --server {} bench --server-pid {} --duration 1s", server.address(), server.pid()))?;
+    tell.command(&format!(
+        "ringpost --server {} bench --server-pid {} --duration 1s",
+        server.address(),
+        server.pid()
+    ))?;
     let options = load::Options {
         server_pid: Some(server.pid()),
         warm_up: Duration::from_millis(300),
@@ -162,14 +181,20 @@ async fn burst(tell: &mut Narrator, server: &load::Server, cores: Cores) -> Outc
     };
     let running = tokio::task::spawn_blocking(move || load::run(&options, &mut |_| {}));
     let outcome = running.await.map_err(went_wrong)?.map_err(|error| bench::failure(&error))?;
-    tell.say(&format!("{:.0} requests answered per second, {} errors", outcome.requests_per_second, outcome.errors))?;
+    tell.say(&format!(
+        "{:.0} requests answered per second, {} errors",
+        outcome.requests_per_second, outcome.errors
+    ))?;
     let latency = outcome.latency;
     tell.say(&format!("half of them within {:.0} µs, 99 % within {:.0} µs", latency.p50_us, latency.p99_us))?;
     if let Some(cpu) = outcome.server_cpu {
         tell.say(&format!("{:.2} µs of the server's processor time for each", cpu.us_per_request))?;
     }
     if outcome.requests == 0 || outcome.errors + outcome.unanswered > 0 {
-        return Err(went_wrong(format_args!("{:?}, {} unanswered", outcome.error_counts, outcome.unanswered)));
+        return Err(went_wrong(format_args!(
+            "{:?}, {} unanswered",
+            outcome.error_counts, outcome.unanswered
+        )));
     }
     Ok(())
 }

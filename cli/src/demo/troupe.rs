@@ -92,8 +92,10 @@ impl SlowHandler {
 
     /// Ends the process as hard as can be: it has no chance to say goodbye.
     pub(super) fn kill(&self) -> Outcome {
-        let pid = Pid::from_raw(self.child.id().cast_signed()).ok_or_else(|| went_wrong("a process without number"))?;
-        kill_process(pid, Signal::KILL).map_err(|error| Failure::system("a handler cannot be killed", &error.into()))
+        let pid = Pid::from_raw(self.child.id().cast_signed())
+            .ok_or_else(|| went_wrong("a process without number"))?;
+        kill_process(pid, Signal::KILL)
+            .map_err(|error| Failure::system("a handler cannot be killed", &error.into()))
     }
 }
 

@@ -1,16 +1,15 @@
 //! A process and all that it starts, as one process group that can be ended as a whole.
 
-use std::{
-    io,
-    os::fd::OwnedFd,
-    time::Duration,
-};
+use std::{io, time::Duration};
 
 use rustix::{
     io::Errno,
-    process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open},
+    process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid},
 };
-use tokio::{io::unix::AsyncFd, process::Child};
+use tokio::{
+    process::Child,
+    signal::unix::{SignalKind, signal},
+};
 
 /// A process group whose leader has not been waited for: so long the kernel gives its number to nobody else, and the
 /// signals below reach no stranger.
@@ -19,8 +18,6 @@ use tokio::{io::unix::AsyncFd, process::Child};
 #[derive(Debug)]
 pub(super) struct Group {
     id: Pid,
-    /// Becomes readable when the leader ends, without waiting for it as waitpid(2) would (Linux 5.3).
-    leader: AsyncFd<OwnedFd>,
     over: bool,
 }
 
@@ -28,13 +25,18 @@ impl Group {
     /// The group of a child that was started as the leader of one.
     pub(super) fn led_by(child: &Child) -> io::Result<Self> {
         let id = child.id().and_then(|id| Pid::from_raw(id.cast_signed())).ok_or(Errno::SRCH)?;
-        let leader = AsyncFd::new(pidfd_open(id, PidfdFlags::empty())?)?;
-        Ok(Self { id, leader, over: false })
+        Ok(Self { id, over: false })
     }
 
-    /// Waits until the leader has ended.
+    /// Waits until the leader has ended, and leaves it as it is then: its number stays taken.
     pub(super) async fn leader_ended(&self) -> io::Result<()> {
-        self.leader.readable().await.map(drop)
+        // Listening begins before the first look, so that no end is missed between the two.
+        let mut children = signal(SignalKind::child())?;
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        while waitid(WaitId::Pid(self.id), look)?.is_none() {
+            children.recv().await;
+        }
+        Ok(())
     }
 
     /// Asks the group to end, gives its leader a while to do so, and kills what is left.
@@ -64,7 +66,9 @@ impl Group {
             Ok(()) => {}
             // Nobody is left.
             Err(Errno::SRCH) => {}
-            Err(error) => tracing::warn!(group = %self.id, ?signal, %error, "a command could not be signalled"),
+            Err(error) => {
+                tracing::warn!(group = %self.id, ?signal, %error, "a command could not be signalled")
+            }
         }
     }
 }

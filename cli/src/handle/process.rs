@@ -335,6 +335,9 @@ mod tests {
         let headers = [("trace-parent", "1"), ("TRACE.PARENT", "2"), ("trace-parent", "3"), ("nul", "a\0b")];
         let variables = Variables::of(headers.into_iter());
         assert_eq!(variables.json, r#"{"TRACE.PARENT":"2","nul":"a\u0000b","trace-parent":"1"}"#);
-        assert_eq!(variables.single, BTreeMap::from([("RINGPOST_HEADER_TRACE_PARENT".to_owned(), "1".to_owned())]));
+        assert_eq!(
+            variables.single,
+            BTreeMap::from([("RINGPOST_HEADER_TRACE_PARENT".to_owned(), "1".to_owned())])
+        );
     }
 }

@@ -1,5 +1,6 @@
 //! The client in virtual time, against a server that is played by the test.
 
+mod any_order;
 mod connection;
 mod handling;
 mod requesting;

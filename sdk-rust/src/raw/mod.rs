@@ -9,8 +9,6 @@
 //! ```no_run
 //! use std::sync::Arc;
 //! use ringpost::{Address, raw};
-//! use ringpost_client::{ClientConfig, RequestSpec};
-//! use ringpost_protocol::Content;
 //!
 //! struct Printer;
 //!
@@ -25,10 +23,10 @@
 //! }
 //!
 //! # async fn example() -> Result<(), ringpost::Error> {
-//! let client = raw::Client::new(ClientConfig::default(), Address::parse("localhost")?, Arc::new(Printer))?;
+//! let client = raw::Client::new(raw::ClientConfig::default(), Address::parse("localhost")?, Arc::new(Printer))?;
 //! client.start();
-//! let content = Content::from_parts(b"greet", b"", b"", b"\"you\"");
-//! client.request(RequestSpec { content, ..RequestSpec::default() }, 1)?;
+//! let content = raw::Content::from_parts(b"greet", b"", b"", b"\"you\"");
+//! client.request(raw::RequestSpec { content, ..raw::RequestSpec::default() }, 1)?;
 //! client.drain();
 //! client.ended().await;
 //! # Ok(()) }
@@ -44,18 +42,22 @@ use std::{
 };
 
 use bytes::Bytes;
-use ringpost_client::{ClientConfig, Counters, Error};
+use ringpost_client::Error;
 pub use ringpost_client::{
-    Completion, Delivery, DeliveryKey, Event, RegistrationId, RequestKey, RequestSpec,
+    ClientConfig, Completion, Counters, Delivery, DeliveryKey, Event, RegistrationId, RequestKey, RequestSpec,
 };
-use ringpost_protocol::{Code, Content, message::Verdict};
+use ringpost_protocol::Code;
+pub use ringpost_protocol::{
+    Content,
+    message::{RequestFlags, Verdict},
+};
 use tokio::runtime::Handle;
 
 use self::shared::Shared;
 use crate::Address;
 
 /// Takes what comes back. Called by the client's own task, one call at a time, with no lock held: it may call the
-/// client. It must not block; while it runs, nothing is sent or received.
+/// client. It must neither block nor panic: while it runs nothing is sent or received, and a panic ends the client.
 pub trait CompletionSink: Send + Sync + 'static {
     /// Requests and legs that ended. Take them out of the batch; its memory is used again.
     fn complete(&self, client: &Client, batch: &mut Vec<Completion>);

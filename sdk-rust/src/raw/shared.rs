@@ -41,14 +41,22 @@ pub(super) struct Wanted {
     pub(super) disconnect: bool,
 }
 
+/// The task sleeps until then, or until it is woken.
+#[derive(Debug, Clone, Copy)]
+struct Asleep {
+    until: Time,
+    /// Whether new bytes are a reason to wake it: while the socket takes none, they are not.
+    can_write: bool,
+}
+
 #[derive(Debug)]
 struct State {
     client: Client,
     outgoing: Outgoing,
     batch: Batch,
     wanted: Wanted,
-    /// The task sleeps until then, or until it is woken; `None` while it is awake and will look by itself.
-    asleep_until: Option<Time>,
+    /// `None` while the task is awake and will look by itself.
+    asleep: Option<Asleep>,
     /// Callers that wait for room.
     crowd: Vec<Waker>,
     spare: Vec<Vec<u8>>,
@@ -79,7 +87,7 @@ impl Shared {
                 outgoing: Outgoing::new(),
                 batch: Batch::default(),
                 wanted: Wanted::default(),
-                asleep_until: None,
+                asleep: None,
                 crowd: Vec::new(),
                 spare: Vec::new(),
             }),
@@ -132,7 +140,7 @@ impl Shared {
     pub(super) fn turn(&self, batch: &mut Batch) -> Turn {
         let now = self.now();
         let mut state = self.lock();
-        state.asleep_until = None;
+        state.asleep = None;
         if state.client.next_deadline().is_some_and(|deadline| deadline <= now) {
             state.client.handle_timeout(now);
             state.settle();
@@ -177,8 +185,8 @@ impl Shared {
             && state.wanted == Wanted::default()
             && (!can_write || state.outgoing.is_empty());
         let until = state.client.next_deadline().unwrap_or(Time::NEVER);
-        state.asleep_until = idle.then_some(until);
-        state.asleep_until
+        state.asleep = idle.then_some(Asleep { until, can_write });
+        idle.then_some(until)
     }
 
     /// Waits until a caller has something for the task.
@@ -249,13 +257,13 @@ impl State {
 
     /// Whether the task sleeps over something; if so it is taken for awake from now on.
     fn must_wake(&mut self) -> bool {
-        let Some(until) = self.asleep_until else { return false };
-        let due = !self.outgoing.is_empty()
+        let Some(Asleep { until, can_write }) = self.asleep else { return false };
+        let due = (can_write && !self.outgoing.is_empty())
             || !self.batch.is_empty()
             || self.wanted != Wanted::default()
             || self.client.next_deadline().is_some_and(|deadline| deadline < until);
         if due {
-            self.asleep_until = None;
+            self.asleep = None;
         }
         due
     }

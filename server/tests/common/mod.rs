@@ -1,8 +1,9 @@
 //! A server to talk to, and sockets that speak either dialect by hand.
+#![allow(dead_code, reason = "each file of tests uses a part of it")]
 
 use std::{
     io::{Read, Write},
-    net::{Shutdown, TcpStream},
+    net::{Shutdown, SocketAddr, TcpStream},
     time::Duration,
 };
 
@@ -27,7 +28,11 @@ pub(crate) fn server() -> Handle {
 }
 
 pub(crate) fn connect(server: &Handle) -> TcpStream {
-    let socket = TcpStream::connect(server.address()).unwrap();
+    connect_to(server.address())
+}
+
+pub(crate) fn connect_to(address: SocketAddr) -> TcpStream {
+    let socket = TcpStream::connect(address).unwrap();
     socket.set_read_timeout(Some(DEADLINE)).unwrap();
     socket.set_write_timeout(Some(DEADLINE)).unwrap();
     socket.set_nodelay(true).unwrap();
@@ -116,7 +121,12 @@ pub(crate) struct Binary {
 impl Binary {
     /// Connects and says hello.
     pub(crate) fn connect(server: &Handle) -> Self {
-        let mut client = Self { socket: connect(server), buffer: BytesMut::new() };
+        Self::over(connect(server))
+    }
+
+    /// Says hello.
+    pub(crate) fn over(socket: TcpStream) -> Self {
+        let mut client = Self { socket, buffer: BytesMut::new() };
         client.socket.write_all(&Preface::plain().encode()).unwrap();
         client.say(&ClientMessage::Hello(Hello::default()));
         client.hear_preface();

@@ -1,0 +1,125 @@
+//! What the server's messages lead to, but for those of the steady path.
+
+use std::time::Duration;
+
+use ringpost_protocol::{
+    Code, Content,
+    message::{ClientMessage, Deliver, ErrorReport, Scope, ServerMessage, Verdict, Welcome},
+    time::Time,
+};
+
+use super::Client;
+use crate::{
+    Error,
+    output::{Delivery, Event, Output, RegistrationId},
+};
+
+impl Client {
+    pub(super) fn received_in_greeting(&mut self, message: ServerMessage, now: Time) {
+        let error = match message {
+            ServerMessage::Welcome(welcome) => return self.welcome(welcome, now),
+            ServerMessage::Ping(number) => return self.say(ClientMessage::Pong(number)),
+            ServerMessage::Pong(_) => return,
+            ServerMessage::Error(report) => report.into(),
+            ServerMessage::Goaway { reason, .. } => Error::new(Code::Draining, reason),
+            _ => Error::new(Code::Malformed, "the server spoke before its welcome"),
+        };
+        self.outputs.push_back(Output::Disconnect);
+        self.lose(error, now);
+    }
+
+    pub(super) fn welcome(&mut self, welcome: Welcome, now: Time) {
+        self.link.ready(welcome.ping_interval_ms, welcome.max_payload, now);
+        self.requests.number_from(welcome.next_number);
+        self.tell(Event::Connected {
+            server_id: welcome.server_id,
+            boot: welcome.boot,
+            epoch: welcome.epoch,
+        });
+        self.requests.expire(now, &mut self.outputs);
+        if !self.draining {
+            self.outputs.extend(self.registrations.messages().map(Output::Send));
+        }
+        self.requests.send_waiting(self.link.max_payload, now, &mut self.outputs);
+        if self.draining {
+            self.begin_farewell(Time::NEVER);
+            self.leave_if_done(now);
+        }
+    }
+
+    /// The kinds that are not on the steady path.
+    pub(super) fn received_seldom(&mut self, message: ServerMessage, now: Time) -> Result<(), Error> {
+        match message {
+            ServerMessage::Ping(number) => self.say(ClientMessage::Pong(number)),
+            ServerMessage::Pong(number) => self.ponged(number),
+            ServerMessage::Registered { registration } => {
+                let id = RegistrationId(registration);
+                if self.registrations.holds(id) {
+                    self.outputs.push_back(Output::Registered(id));
+                }
+            }
+            ServerMessage::Progress(progress) => {
+                if let Some(token) = self.requests.token(progress.number) {
+                    self.outputs.push_back(Output::Progress { token, content: progress.content });
+                }
+            }
+            ServerMessage::Receivers(list) => self.outputs.push_back(Output::Receivers(list)),
+            ServerMessage::Error(report) => return self.reported(report),
+            ServerMessage::Goaway { grace_ms, reason } => {
+                let grace = Duration::from_millis(u64::from(grace_ms));
+                self.tell(Event::Goaway { grace, reason });
+                self.begin_farewell(now + grace);
+            }
+            ServerMessage::Welcome(_) => {
+                return Err(Error::new(Code::Malformed, "the server said welcome twice"));
+            }
+            // Answers and numbers are not kept over a reconnect, so there is nothing to settle.
+            ServerMessage::Acknowledge { .. } | ServerMessage::Resumed { .. } => {}
+            ServerMessage::Reply(_)
+            | ServerMessage::Deliver(_)
+            | ServerMessage::Accepted { .. }
+            | ServerMessage::Cancel { .. }
+            | ServerMessage::Legs { .. } => debug_assert!(false, "the steady path's kinds are handled there"),
+        }
+        Ok(())
+    }
+
+    pub(super) fn reported(&mut self, report: ErrorReport) -> Result<(), Error> {
+        match report.scope {
+            Scope::Connection => return Err(report.into()),
+            Scope::Delivery => self.counters.refused_answers += 1,
+            Scope::Registration => {
+                let id = RegistrationId(u32::try_from(report.number).unwrap_or(0));
+                // A server that leaves refuses what the next one will take.
+                if report.code != Code::Draining && self.registrations.remove(id) {
+                    self.outputs.push_back(Output::RegistrationFailed(id, report.into()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn deliver(&mut self, message: Deliver, now: Time) -> Result<(), Error> {
+        let key = self.delivery_key(message.delivery);
+        let registration = RegistrationId(message.registration);
+        match self.registrations.action(registration) {
+            Some(action) => {
+                let delivery = Delivery { key, registration, action: action.clone(), message };
+                self.deliveries.take(delivery, now, &mut self.outputs)
+            }
+            None => {
+                let text: &[u8] = b"the client does not handle this action any more";
+                let answer = self.deliveries.answer_unheld(key, Verdict::Error, Content::from_payload(text));
+                self.outputs.push_back(answer);
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn ponged(&mut self, number: u64) {
+        self.registrations.passed(number, &mut self.outputs);
+        if let Some(farewell) = &mut self.link.farewell {
+            farewell.passed |= number >= farewell.fence;
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! How connections end, each by itself or all because the server leaves; and what is due when.
+
+use ringpost_broker::{ConnId, Input};
+use ringpost_protocol::{
+    WireError,
+    time::{Now, Time},
+};
+
+use super::{LEAVE_TIME, Leaving, State, traffic::mark};
+use crate::connections::{Connection, Key, Phase, Waiting};
+
+impl State {
+    /// Tells a client why it is closed, and closes.
+    pub(super) fn refuse(&mut self, conn: ConnId, error: &WireError, now: Now) {
+        if let Some(connection) = self.connections.get_mut(conn)
+            && connection.phase == Phase::Open
+        {
+            connection.codec.refuse(error, &mut self.parser, &mut connection.out);
+        }
+        self.finish(conn, now);
+    }
+
+    /// Sends what waits, then ends the connection. For the core it is closed now.
+    pub(super) fn finish(&mut self, conn: ConnId, now: Now) {
+        let Some(key) = self.connections.key(conn) else { return };
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        if connection.phase == Phase::Open {
+            connection.phase = Phase::Ending;
+            connection.receivers = None;
+            self.flushing.push(now.mono, key);
+            mark(&mut self.dirty, conn, connection);
+            self.forget(conn, now);
+        }
+    }
+
+    /// Cuts the connection: what waits is dropped, and both tasks end.
+    pub(super) fn lose(&mut self, conn: ConnId, now: Now) {
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        if connection.phase != Phase::Gone {
+            connection.phase = Phase::Gone;
+            connection.out.clear();
+            connection.receivers = None;
+            shut_down(connection, std::net::Shutdown::Both);
+            connection.wake.set();
+            self.forget(conn, now);
+        }
+    }
+
+    fn forget(&mut self, conn: ConnId, now: Now) {
+        if let Some(connection) = self.connections.get_mut(conn)
+            && std::mem::take(&mut connection.known)
+        {
+            self.broker.handle(Input::Closed { conn }, now);
+        }
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Time> {
+        let leaving = match self.leaving {
+            Leaving::Draining(deadline) | Leaving::Ending(deadline) => Some(deadline),
+            Leaving::No | Leaving::Gone => None,
+        };
+        let ours = [&self.handshakes, &self.flushing, &self.lingering]
+            .into_iter()
+            .filter_map(Waiting::next_deadline);
+        ours.chain(self.broker.next_deadline()).chain(leaving).min()
+    }
+
+    pub(super) fn time_out(&mut self, now: Now) {
+        while let Some(key) = self.handshakes.expire(now.mono) {
+            if self.still(key, Phase::Open, |connection| !connection.greeted) {
+                let message = format!(
+                    "nothing whole was said within {:?} (handshake-timeout)",
+                    self.config.handshake_timeout
+                );
+                tracing::debug!(conn = %key.conn, message);
+                self.refuse(key.conn, &WireError::malformed(message), now);
+            }
+        }
+        while let Some(key) = self.flushing.expire(now.mono) {
+            if self.still(key, Phase::Ending, |_| true) {
+                tracing::debug!(conn = %key.conn, "cut: it did not read its last messages");
+                self.lose(key.conn, now);
+            }
+        }
+        while let Some(key) = self.lingering.expire(now.mono) {
+            if self.still(key, Phase::Flushed, |_| true) {
+                self.lose(key.conn, now);
+            }
+        }
+        match self.leaving {
+            Leaving::Draining(deadline) if deadline <= now.mono => {
+                tracing::warn!(
+                    open_requests = self.broker.open_requests(),
+                    "not everything ended within drain-timeout"
+                );
+                self.end_all(now);
+            }
+            Leaving::Ending(deadline) if deadline <= now.mono => {
+                self.leaving = Leaving::Ending(now.mono + LEAVE_TIME);
+                self.lose_all(now);
+            }
+            _ => {}
+        }
+        self.act(now);
+    }
+
+    fn still(&mut self, key: Key, phase: Phase, holds: impl FnOnce(&Connection) -> bool) -> bool {
+        self.connections.find(key).is_some_and(|connection| connection.phase == phase && holds(connection))
+    }
+
+    /// Everything that was open has ended, or the time for it.
+    pub(super) fn end_all(&mut self, now: Now) {
+        if !matches!(self.leaving, Leaving::Draining(_)) {
+            return;
+        }
+        self.leaving = Leaving::Ending(now.mono + LEAVE_TIME);
+        for conn in self.connections.numbers() {
+            self.finish(conn, now);
+        }
+    }
+
+    pub(super) fn lose_all(&mut self, now: Now) {
+        for conn in self.connections.numbers() {
+            self.lose(conn, now);
+        }
+    }
+
+    pub(super) fn close_listeners(&mut self) {
+        for listener in self.listeners.drain(..) {
+            listener.close();
+        }
+    }
+}
+
+pub(super) fn shut_down(connection: &Connection, how: std::net::Shutdown) {
+    if let Err(error) = connection.stream.shutdown(how) {
+        tracing::debug!(%error, "shutdown");
+    }
+}

@@ -1,0 +1,134 @@
+//! Messages on their way: out of a read into the core, and out of the core into what waits to be sent.
+
+use bytes::BytesMut;
+use ringpost_broker::{CloseReason, ConnId, Input, Output, Speaks};
+use ringpost_protocol::{
+    Code, WireError,
+    dialect::{Decoded, Dialect},
+    message::ServerMessage,
+    time::Now,
+};
+
+use super::{NextRead, State};
+use crate::connections::{Connection, Phase};
+
+/// What became of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sent {
+    /// It waits to be sent, or the connection is on its way out.
+    Done,
+    /// It is for a JSON client and is not JSON: nothing was written.
+    NotJson,
+}
+
+impl State {
+    #[inline]
+    pub(super) fn take_in(&mut self, conn: ConnId, buffer: &mut BytesMut, now: Now) -> NextRead {
+        let Some(connection) = self.connections.get_mut(conn) else { return NextRead::Discard };
+        if connection.phase != Phase::Open {
+            return NextRead::Discard;
+        }
+        loop {
+            match connection.codec.decode(&mut self.parser, buffer, &mut connection.out) {
+                Ok(Decoded::Message(message)) => {
+                    connection.greeted = true;
+                    self.broker.handle(Input::Message { conn, message }, now);
+                }
+                Ok(Decoded::NeedMore) => return NextRead::Read(connection.codec.missing(buffer)),
+                Ok(Decoded::Opened(dialect)) if !connection.surplus => {
+                    mark(&mut self.dirty, conn, connection);
+                    connection.known = true;
+                    if dialect == Dialect::Json
+                        && let Err(error) = connection.stream.set_keepalive(self.config.ping_interval)
+                    {
+                        tracing::debug!(%conn, %error, "no keepalive");
+                    }
+                    let speaks = match dialect {
+                        Dialect::Binary => Speaks::Binary,
+                        Dialect::Json => Speaks::Json,
+                    };
+                    tracing::debug!(%conn, peer = connection.peer(), ?speaks, "opened");
+                    self.broker.handle(Input::Opened { conn, speaks }, now);
+                }
+                Ok(Decoded::Opened(_)) => {
+                    let message = format!(
+                        "this server has all the connections that it may have (max-connections = {})",
+                        self.max_connections
+                    );
+                    tracing::warn!(%conn, peer = connection.peer(), message);
+                    self.refuse(conn, &WireError::new(Code::Overloaded, message), now);
+                    return NextRead::Discard;
+                }
+                Err(error) => {
+                    tracing::debug!(%conn, peer = connection.peer(), %error, "refused");
+                    // First the answers to what came before it: nothing is sent behind a refusal.
+                    self.act(now);
+                    self.refuse(conn, &error, now);
+                    return NextRead::Discard;
+                }
+            }
+        }
+    }
+
+    /// Does what the core says, until it has nothing more to say.
+    #[inline]
+    pub(super) fn act(&mut self, now: Now) {
+        while let Some(output) = self.broker.poll_output() {
+            match &output {
+                Output::Send { conn, message } => {
+                    if self.send(*conn, message, now) == Sent::NotJson
+                        && let Output::Send { conn, message } = output
+                    {
+                        self.broker.handle(Input::Undeliverable { conn, message: Box::new(message) }, now);
+                    }
+                }
+                Output::Close { conn, reason } => {
+                    if *reason != CloseReason::Finished {
+                        tracing::debug!(%conn, ?reason, "closing");
+                    }
+                    self.finish(*conn, now);
+                }
+                Output::Drained => self.end_all(now),
+            }
+        }
+    }
+
+    /// Encodes a message behind what waits. By reference: a message is some 200 bytes, and each move copies them.
+    #[inline]
+    fn send(&mut self, conn: ConnId, message: &ServerMessage, now: Now) -> Sent {
+        let Some(connection) = self.connections.get_mut(conn) else { return Sent::Done };
+        if connection.phase != Phase::Open {
+            return Sent::Done;
+        }
+        if let ServerMessage::Receivers(list) = message {
+            connection.receivers = Some(list.clone());
+            mark(&mut self.dirty, conn, connection);
+            return Sent::Done;
+        }
+        if connection.out.tail().capacity() == 0 {
+            *connection.out.tail() = self.buffers.take();
+        }
+        let encoded = connection.codec.encode(message, now.wall_ms, &mut self.parser, &mut connection.out);
+        let waiting = connection.out.len();
+        if waiting > 0 {
+            mark(&mut self.dirty, conn, connection);
+        } else {
+            self.buffers.give_back(std::mem::take(connection.out.tail()));
+        }
+        if waiting as u64 > self.config.outbound_limit {
+            let (peer, limit) = (connection.peer(), self.config.outbound_limit);
+            tracing::warn!(%conn, peer, waiting, limit, "closed: it does not read what it is sent (outbound-limit)");
+            self.lose(conn, now);
+        }
+        if encoded.is_ok() { Sent::Done } else { Sent::NotJson }
+    }
+}
+
+/// Notes that the flusher has to wake the connection's writer.
+#[inline]
+pub(super) fn mark(dirty: &mut Vec<ConnId>, conn: ConnId, connection: &mut Connection) {
+    if !connection.dirty {
+        connection.dirty = true;
+        dirty.push(conn);
+    }
+}
