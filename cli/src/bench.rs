@@ -1,7 +1,7 @@
 //! `ringpost bench`: load on a server, and figures.
 
 use std::{
-    net::{SocketAddr, ToSocketAddrs},
+    net::{SocketAddr, TcpStream, ToSocketAddrs},
     process::Command,
     time::Duration,
 };
@@ -169,15 +169,22 @@ pub(crate) fn own_command() -> Outcome<Command> {
     Ok(Command::new(path))
 }
 
+/// The first of the server's addresses that takes a connection: a name may stand for several.
 fn resolve(server: &ServerArgs) -> Outcome<SocketAddr> {
     let address = server.address();
-    let unknown =
-        |what: String| Failure::new(Code::Connect.exit_code(), format!("{address} is not known: {what}"));
-    (address.host.as_str(), address.port)
-        .to_socket_addrs()
-        .map_err(|error| unknown(error.to_string()))?
-        .next()
-        .ok_or_else(|| unknown("its name has no address".to_owned()))
+    let failed = |error: &std::io::Error| {
+        let what = format!("cannot connect to {address}: {error}");
+        server.failure("the load", &ringpost::Error::new(Code::Connect, what))
+    };
+    let found = (address.host.as_str(), address.port).to_socket_addrs().map_err(|error| failed(&error))?;
+    let mut last = std::io::Error::from(std::io::ErrorKind::NotFound);
+    for candidate in found {
+        match TcpStream::connect_timeout(&candidate, server.connect_timeout) {
+            Ok(_) => return Ok(candidate),
+            Err(error) => last = error,
+        }
+    }
+    Err(failed(&last))
 }
 
 /// Which processor does what. With a single one nothing is pinned.

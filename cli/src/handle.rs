@@ -2,6 +2,7 @@
 
 mod capture;
 mod ending;
+mod environment;
 mod group;
 mod process;
 

@@ -168,3 +168,24 @@ impl Listener {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each way in which a bind fails names the address and says what to do.
+    #[test]
+    fn bind_errors_name_the_remedy() {
+        for (errno, address, expected) in [
+            (Errno::ADDRINUSE, "127.0.0.1:8888", "ss -ltnp 'sport = :8888'"),
+            (Errno::ACCESS, "127.0.0.1:80", "CAP_NET_BIND_SERVICE"),
+            (Errno::ACCESS, "127.0.0.1:8888", "does not permit"),
+            (Errno::ADDRNOTAVAIL, "127.0.0.9:8888", "has no address 127.0.0.9"),
+            (Errno::AFNOSUPPORT, "[::1]:8888", "no IPv6"),
+            (Errno::MFILE, "127.0.0.1:8888", "ulimit -n"),
+        ] {
+            let error = BindError { address: address.parse().unwrap(), cause: errno.into() }.to_string();
+            assert!(error.contains(address) && error.contains(expected), "{error}");
+        }
+    }
+}

@@ -149,16 +149,14 @@ fn leaves_nothing_behind_when_sockets_are_shut() {
     });
 }
 
-/// Each way in which a bind fails says what to do.
+/// A port that is taken is named, with what to do.
 #[test]
-fn bind_errors_name_the_remedy() {
+fn a_taken_port_is_explained() {
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let taken = TcpListener::bind(loopback()).unwrap();
     let address = taken.local_addr().unwrap();
     let error = Listener::bind(address, 16).unwrap_err().to_string();
     assert!(error.contains(&address.to_string()) && error.contains("--listen"), "{error}");
-    let error = Listener::bind("203.0.113.77:0".parse().unwrap(), 16).unwrap_err().to_string();
-    assert!(error.contains("203.0.113.77") && error.contains("ip address"), "{error}");
 }
 
 async fn connected() -> (Stream, TcpStream) {

@@ -1,8 +1,10 @@
 //! `ringpost request` and `ringpost send`: what is printed, and how they end.
 
+use std::net::TcpListener;
+
 use rustix::process::Signal;
 
-use crate::harness::{Server, line_of_file, run, run_with_input, runs, until};
+use crate::harness::{Process, Server, line_of_file, ringpost, run, run_with_input, runs, until};
 
 /// Standard output has the reply and nothing else; data may come from standard input.
 #[test]
@@ -29,9 +31,9 @@ fn server_by_environment() {
         ("127.0.0.1:1", &[][..], Some(69)),
         ("127.0.0.1:1", &["--server", &server.address][..], Some(0)),
     ] {
-        let mut command = crate::harness::ringpost(&["request", "echo", "1"]);
+        let mut command = ringpost(&["request", "echo", "1"]);
         command.args(flags).env("RINGPOST_SERVER", variable);
-        assert_eq!(crate::harness::Process::start(command).wait().code, code);
+        assert_eq!(Process::start(command).wait().code, code);
     }
 }
 
@@ -64,13 +66,26 @@ fn exit_codes() {
 /// Without a server: 69 and what to do. Bad data is told even then.
 #[test]
 fn without_a_server() {
-    for args in [&["request", "a", "{}"][..], &["send", "a", "{}"], &["receivers"], &["stats"]] {
+    for args in [&["request", "a", "{}"][..], &["send", "a", "{}"], &["receivers"], &["stats"], &["bench"]] {
         let ended = run(&[&["--server", "127.0.0.1:1"], args].concat());
         assert_eq!((ended.code, ended.stdout.as_str()), (Some(69), ""), "{args:?}");
         assert!(ended.stderr.contains("ringpost serve"), "{}", ended.stderr);
     }
     let ended = run(&["--server", "127.0.0.1:1", "request", "a", "{} {}"]);
     assert_eq!(ended.code, Some(65), "{}", ended.stderr);
+}
+
+/// Somebody who listens and says nothing is given up.
+#[test]
+fn silent_server() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    for broadcast in [&[][..], &["--broadcast"]] {
+        let args = ["--server", &address, "--connect-timeout", "50ms", "request", "a", "1"];
+        let ended = run(&[&args[..], broadcast].concat());
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(69), ""));
+        assert!(ended.stderr.contains(&format!("no welcome from {address}")), "{}", ended.stderr);
+    }
 }
 
 /// A broadcast prints a line for each leg, and ends with 0 only if all replied.

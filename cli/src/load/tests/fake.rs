@@ -148,7 +148,9 @@ fn frames(stream: &Arc<TcpStream>, input: &mut BytesMut, state: &mut State) {
                 say(stream, &ServerMessage::Registered { registration: register.registration });
             }
             ClientMessage::Request(request) => {
-                let (delivery, handler) = state.deliver(stream, json!(request.number));
+                let Some((delivery, handler)) = state.deliver(stream, json!(request.number)) else {
+                    continue;
+                };
                 let payload = request.content.payload_bytes();
                 let content = Content::from_payload(payload);
                 say(&handler, &ServerMessage::Deliver(Deliver { delivery, content, ..Deliver::default() }));
@@ -201,7 +203,9 @@ fn lines(stream: &Arc<TcpStream>, input: &mut BytesMut, state: &mut State) {
                 say_json(&requester, &json!({"action": action, "message": reply}));
             }
             None => {
-                let (delivery, handler) = state.deliver(stream, line["clientId"].clone());
+                let Some((delivery, handler)) = state.deliver(stream, line["clientId"].clone()) else {
+                    continue;
+                };
                 let server_id = delivery.to_string();
                 let message =
                     json!({"serverId": server_id, "clientId": line["clientId"], "data": line["data"]});
@@ -213,11 +217,13 @@ fn lines(stream: &Arc<TcpStream>, input: &mut BytesMut, state: &mut State) {
 }
 
 impl State {
-    fn deliver(&mut self, requester: &Arc<TcpStream>, name: Value) -> (u64, Arc<TcpStream>) {
+    /// Numbers a delivery and chooses its handler. `None`: the load generator has left, and this was still on its way.
+    fn deliver(&mut self, requester: &Arc<TcpStream>, name: Value) -> Option<(u64, Arc<TcpStream>)> {
         self.deliveries += 1;
+        let next = self.deliveries as usize % self.handlers.len().max(1);
+        let handler = Arc::clone(self.handlers.get(next)?);
         self.open.insert(self.deliveries, (Arc::clone(requester), name));
-        let handler = &self.handlers[self.deliveries as usize % self.handlers.len()];
-        (self.deliveries, Arc::clone(handler))
+        Some((self.deliveries, handler))
     }
 
     fn fault_now(&mut self) -> Fault {

@@ -1,0 +1,144 @@
+//! What the end-to-end tests share: a server, and a client of the JSON dialect made of a socket and nothing else.
+#![allow(dead_code, unreachable_pub, reason = "not every test uses all of it, and each is a crate of its own")]
+
+use std::{
+    io::{Read, Write},
+    net::{Shutdown, SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use ringpost_server::{Config, Handle, Server};
+use serde_json::{Value, json};
+
+/// How long anything may take before a test gives up.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A server on a free port. It stops when it is dropped.
+pub fn server() -> Handle {
+    server_with(Config::default())
+}
+
+pub fn server_with(config: Config) -> Handle {
+    let loopback = "127.0.0.1:0".parse().unwrap();
+    Server::builder().config(config).listen([loopback]).start().unwrap()
+}
+
+/// A connection that says what it is told to, byte by byte, and reads JSON lines or whatever comes.
+pub struct Raw {
+    stream: TcpStream,
+    received: Vec<u8>,
+}
+
+impl Raw {
+    pub fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self { stream, received: Vec::new() }
+    }
+
+    pub fn say(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).unwrap();
+    }
+
+    /// Says what a server that has had enough may not want to hear to its end.
+    pub fn try_to_say(&mut self, bytes: impl AsRef<[u8]>) {
+        let _ = self.stream.write_all(bytes.as_ref());
+    }
+
+    pub fn object(&mut self, object: &Value) {
+        self.say(format!("{object}\n"));
+    }
+
+    pub fn end(&mut self) {
+        self.stream.shutdown(Shutdown::Write).unwrap();
+    }
+
+    /// The next JSON object, whether or not a new line ends it. `None` at the end of the stream.
+    pub fn next(&mut self) -> Option<Value> {
+        loop {
+            let mut objects = serde_json::Deserializer::from_slice(&self.received).into_iter::<Value>();
+            match objects.next() {
+                Some(Ok(object)) => {
+                    let used = objects.byte_offset();
+                    self.received.drain(..used);
+                    return Some(object);
+                }
+                Some(Err(error)) if !error.is_eof() => panic!("the server speaks JSON: {error}"),
+                _ => {}
+            }
+            if !self.read_more() {
+                return None;
+            }
+        }
+    }
+
+    /// The next object that is not about receivers.
+    pub fn answer(&mut self) -> Value {
+        loop {
+            let object = self.next().expect("an answer, not the end");
+            if object["action"] != "receivers" {
+                return object;
+            }
+        }
+    }
+
+    /// Waits until the receivers hold this action.
+    pub fn wait_for(&mut self, action: &str) {
+        loop {
+            let object = self.next().expect("receivers, not the end");
+            let names = object["message"]["data"].as_array();
+            if object["action"] == "receivers" && names.is_some_and(|names| names.contains(&json!(action))) {
+                return;
+            }
+        }
+    }
+
+    /// Some bytes, as they come. `None` at the end of the stream.
+    pub fn some(&mut self) -> Option<Vec<u8>> {
+        self.read_more().then(|| std::mem::take(&mut self.received))
+    }
+
+    fn read_more(&mut self) -> bool {
+        let mut piece = [0; 16 << 10];
+        match self.stream.read(&mut piece) {
+            Ok(0) => false,
+            Ok(read) => {
+                self.received.extend_from_slice(&piece[..read]);
+                true
+            }
+            // A reset is an end too.
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => false,
+            Err(error) => panic!("nothing came: {error}"),
+        }
+    }
+
+    /// All that comes until the end of the stream.
+    pub fn rest(mut self) -> Vec<u8> {
+        while self.read_more() {}
+        self.received
+    }
+}
+
+/// What the server says of itself.
+pub fn stats(address: SocketAddr) -> Value {
+    let mut raw = Raw::connect(address);
+    raw.object(&json!({"id": "$sys.stats", "clientId": 1, "data": null}));
+    raw.answer()["message"]["data"].clone()
+}
+
+/// Waits until nothing is open any more and only `connections` are there, the asking one included.
+pub fn wait_until_quiet(address: SocketAddr, connections: u64) {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    loop {
+        let stats = stats(address);
+        let now = &stats["now"];
+        let open = now["openRequests"].as_u64().unwrap() + now["openDeliveries"].as_u64().unwrap();
+        let there = now["connectionsBinary"].as_u64().unwrap() + now["connectionsJson"].as_u64().unwrap();
+        if open == 0 && there == connections {
+            return;
+        }
+        assert!(std::time::Instant::now() < deadline, "something is left: {stats}");
+        std::thread::yield_now();
+    }
+}
