@@ -4,6 +4,11 @@
 //! one seed.
 
 #![forbid(unsafe_code)]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a simulation stops at the first thing that is not right")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a simulation stops at the first thing that is not right"
+)]
 
 pub mod sim;

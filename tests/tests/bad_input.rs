@@ -1,4 +1,11 @@
 //! What nobody should send: each gets a clear error where someone can read it, others do not notice, nothing is left.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test stops at what is not right"
+)]
 
 mod common;
 
@@ -247,12 +254,17 @@ fn other_protocols() {
 fn bad_names() {
     let server = server();
     let mut raw = Raw::connect(server.address());
-    for (name, code) in [("", "malformed"), ("ping\u{7}", "malformed"), ("$mine", "reservedName"), ("ping", "reservedName")] {
+    for (name, code) in
+        [("", "malformed"), ("ping\u{7}", "malformed"), ("$mine", "reservedName"), ("ping", "reservedName")]
+    {
         raw.object(&json!({"id": name, "action": "init"}));
         assert_eq!(raw.answer()["message"]["info"]["code"], code, "init {name:?}");
         raw.object(&json!({"id": name, "clientId": "x", "data": 1}));
         let answer = raw.answer();
-        assert_eq!((&answer["message"]["info"]["code"], &answer["message"]["clientId"]), (&json!(code), &json!("x")));
+        assert_eq!(
+            (&answer["message"]["info"]["code"], &answer["message"]["clientId"]),
+            (&json!(code), &json!("x"))
+        );
     }
     raw.object(&json!({"action": "ping"}));
     assert_eq!(raw.answer(), json!({"action": "pong"}));
@@ -270,7 +282,9 @@ fn replies_to_what_is_not_held() {
     let delivery = handler.delivery().delivery;
     let mut json = Raw::connect(server.address());
     let boot = stats(server.address())["boot"].as_str().unwrap().to_owned();
-    json.object(&json!({"action": "response", "message": {"serverId": format!("{boot}-{delivery:x}"), "data": 9}}));
+    json.object(
+        &json!({"action": "response", "message": {"serverId": format!("{boot}-{delivery:x}"), "data": 9}}),
+    );
     assert_eq!(json.answer()["message"]["info"]["code"], "malformed");
     for wrong in [delivery, 0, u64::MAX] {
         other.answer(wrong);

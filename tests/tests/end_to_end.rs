@@ -1,4 +1,11 @@
 //! The Rust client, JSON clients and a real server, in all pairs.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test stops at what is not right"
+)]
 
 mod common;
 
@@ -45,7 +52,8 @@ fn the_references_example() {
             .connect()
             .await
             .unwrap();
-        let reply = client.request("client_1", &json!({"value": 2})).ttl(PATIENCE).timeout(PATIENCE).await.unwrap();
+        let reply =
+            client.request("client_1", &json!({"value": 2})).ttl(PATIENCE).timeout(PATIENCE).await.unwrap();
         assert_eq!(reply.data::<Value>().unwrap(), json!({"value": 3}));
         assert_eq!(reply.info().attempt, 1);
         let error = client.request("client_1", &json!({})).await.unwrap_err();
@@ -61,7 +69,10 @@ fn a_thousand_at_once() {
     let server = server();
     run(async {
         let (handler, requester) = (client(&server).await, client(&server).await);
-        handler.handle_with("echo", HandlerOptions { concurrency: 100, ..HandlerOptions::default() }, echo).await.unwrap();
+        handler
+            .handle_with("echo", HandlerOptions { concurrency: 100, ..HandlerOptions::default() }, echo)
+            .await
+            .unwrap();
         let requests = (0..1000).map(|number| {
             let requester = requester.clone();
             tokio::spawn(async move {
@@ -101,7 +112,10 @@ fn what_travels_beside_the_data() {
         let client = client(&server).await;
         client
             .handle("echo", |request: Request| async move {
-                assert_eq!((request.action(), request.attempt(), request.header("traceparent")), ("echo", 1, Some("00-ab")));
+                assert_eq!(
+                    (request.action(), request.attempt(), request.header("traceparent")),
+                    ("echo", 1, Some("00-ab"))
+                );
                 assert!(request.time_left().unwrap() <= Duration::from_secs(5));
                 let options: Value = request.options()?.ok_or("no options")?;
                 Ok(Reply::json(&1)?.with_options(&options)?.with_headers([("took", "long")])?)
@@ -135,7 +149,8 @@ fn broadcast() {
             handlers.push(handler);
         }
         let legs = handlers[0].broadcast("team", &()).await.unwrap();
-        let answers: Vec<_> = legs.into_iter().map(|leg| leg.map(|reply| reply.data::<i32>().unwrap())).collect();
+        let answers: Vec<_> =
+            legs.into_iter().map(|leg| leg.map(|reply| reply.data::<i32>().unwrap())).collect();
         assert!(matches!(&answers[..], [Ok(0), Err(error), Ok(2)] if error.kind() == ErrorKind::Remote));
         let error = handlers[0].broadcast("nobody", &()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NoHandler);
@@ -211,7 +226,8 @@ fn a_handlers_death() {
         };
         dying.handle("work", hang).await.unwrap();
         let once = tokio::spawn(requester.request("work", &1).timeout(PATIENCE).into_future());
-        let twice = tokio::spawn(requester.request("work", &2).max_attempts(2).timeout(PATIENCE).into_future());
+        let twice =
+            tokio::spawn(requester.request("work", &2).max_attempts(2).timeout(PATIENCE).into_future());
         begins.recv().await.unwrap();
         begins.recv().await.unwrap();
         let heir = client(&server).await;
@@ -253,7 +269,10 @@ fn sends_in_order() {
                 Ok(Reply::json(&())?)
             }
         };
-        handler.handle_with("jobs", HandlerOptions { concurrency: 1, ..HandlerOptions::default() }, note).await.unwrap();
+        handler
+            .handle_with("jobs", HandlerOptions { concurrency: 1, ..HandlerOptions::default() }, note)
+            .await
+            .unwrap();
         for number in 0..100 {
             sender.send("jobs", &number).await.unwrap();
         }
@@ -301,7 +320,10 @@ fn reconnect() {
             match client.request("echo", &2).await {
                 Ok(reply) => break assert_eq!(reply.data::<i32>().unwrap(), 2),
                 Err(error) => {
-                    assert!(matches!(error.kind(), ErrorKind::ConnectionLost | ErrorKind::NoHandler), "{error}");
+                    assert!(
+                        matches!(error.kind(), ErrorKind::ConnectionLost | ErrorKind::NoHandler),
+                        "{error}"
+                    );
                 }
             }
         }

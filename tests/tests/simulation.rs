@@ -1,4 +1,11 @@
 //! The cores of broker and client under a bad network, seed by seed.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test stops at what is not right"
+)]
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +32,9 @@ fn many_seeds() {
         seed += 1;
     }
     println!("{} seeds: {endings:?}", seed - first);
-    for ending in ["reply", "remote", "accepted", "timeout", "cancelled", "connectionLost", "handlerLost", "noHandler"] {
+    for ending in
+        ["reply", "remote", "accepted", "timeout", "cancelled", "connectionLost", "handlerLost", "noHandler"]
+    {
         assert!(endings.contains_key(ending), "the seeds reach `{ending}`: {endings:?}");
     }
 }

@@ -69,7 +69,13 @@ impl JsonPeer {
     }
 
     /// Deliveries to work on come back, with the time that each takes.
-    pub(crate) fn receive(&mut self, bytes: &[u8], oracle: &mut Oracle, rng: &mut Rng, now: Now) -> Vec<(String, u64, u64)> {
+    pub(crate) fn receive(
+        &mut self,
+        bytes: &[u8],
+        oracle: &mut Oracle,
+        rng: &mut Rng,
+        now: Now,
+    ) -> Vec<(String, u64, u64)> {
         self.received.extend_from_slice(bytes);
         let received = std::mem::take(&mut self.received);
         let mut stream = serde_json::Deserializer::from_slice(&received).into_iter::<Value>();
@@ -81,7 +87,13 @@ impl JsonPeer {
         work
     }
 
-    fn take_in(&mut self, object: &Value, oracle: &mut Oracle, rng: &mut Rng, now: Now) -> Option<(String, u64, u64)> {
+    fn take_in(
+        &mut self,
+        object: &Value,
+        oracle: &mut Oracle,
+        rng: &mut Rng,
+        now: Now,
+    ) -> Option<(String, u64, u64)> {
         let message = &object["message"];
         match object["action"].as_str() {
             Some("request") => {
@@ -97,7 +109,9 @@ impl JsonPeer {
             Some("error") if message["clientId"].is_u64() => {
                 let info = &message["info"];
                 let told = match info["code"].as_str() {
-                    Some("remote") => Told::Remote(number_in(info["error"].as_str().unwrap_or_default().as_bytes())),
+                    Some("remote") => {
+                        Told::Remote(number_in(info["error"].as_str().unwrap_or_default().as_bytes()))
+                    }
                     code => {
                         let known = Code::ALL.iter().find(|known| Some(known.text()) == code);
                         // A JSON request whose timeout is over is `timeout` or `expired`; both are the reference's `expired`.
@@ -116,7 +130,9 @@ impl JsonPeer {
     fn told(&mut self, message: &Value, told: &Told, oracle: &mut Oracle, now: Now) {
         let token = message["clientId"].as_u64().expect("a clientId");
         let info = &message["info"];
-        let leg = info["expected"].as_u64().map(|expected| (info["leg"].as_u64().unwrap_or(0) as u32, expected as u32));
+        let leg = info["expected"]
+            .as_u64()
+            .map(|expected| (info["leg"].as_u64().unwrap_or(0) as u32, expected as u32));
         let last = oracle.legs_end(token, leg);
         if last {
             self.open.remove(&token);

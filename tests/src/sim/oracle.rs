@@ -89,7 +89,11 @@ impl Oracle {
         let asked = self.of(token);
         asked.deliveries += 1;
         if asked.kind != Kind::Broadcast {
-            assert!(asked.deliveries <= asked.max_attempts, "request {token} ran {} times: {asked:?}", asked.deliveries);
+            assert!(
+                asked.deliveries <= asked.max_attempts,
+                "request {token} ran {} times: {asked:?}",
+                asked.deliveries
+            );
         }
     }
 
@@ -109,29 +113,47 @@ impl Oracle {
         match told {
             Told::Reply(number) => {
                 assert_ne!(asked.kind, Kind::Send, "a send gets no reply");
-                assert_eq!(asked.answers.get(number), Some(&Said::Reply), "a reply that some handler gave: {token}");
+                assert_eq!(
+                    asked.answers.get(number),
+                    Some(&Said::Reply),
+                    "a reply that some handler gave: {token}"
+                );
             }
             Told::Remote(number) => {
-                assert_eq!(asked.answers.get(number), Some(&Said::Error), "an error that some handler gave: {token}");
+                assert_eq!(
+                    asked.answers.get(number),
+                    Some(&Said::Error),
+                    "an error that some handler gave: {token}"
+                );
             }
             Told::Accepted => assert_eq!(asked.kind, Kind::Send, "only sends are told"),
             Told::Error(code) => {
                 let waited = now - asked.at;
                 match code {
                     Code::Timeout | Code::Expired => {
-                        assert!(waited + 1000 >= asked.timeout, "request {token} timed out after {waited} µs: {asked:?}");
+                        assert!(
+                            waited + 1000 >= asked.timeout,
+                            "request {token} timed out after {waited} µs: {asked:?}"
+                        );
                     }
                     Code::Cancelled => assert!(asked.cancelled, "request {token} was not cancelled"),
-                    Code::ConnectionLost | Code::Connect => assert!(faults, "request {token}: {code} without a fault"),
+                    Code::ConnectionLost | Code::Connect => {
+                        assert!(faults, "request {token}: {code} without a fault")
+                    }
                     // A leg that waits for credit goes with its handler's registration, without any fault.
-                    Code::HandlerLost => assert!(faults || asked.kind == Kind::Broadcast, "request {token}: {code}"),
+                    Code::HandlerLost => {
+                        assert!(faults || asked.kind == Kind::Broadcast, "request {token}: {code}")
+                    }
                     Code::NoHandler | Code::Overloaded | Code::Closed => {}
                     other => panic!("request {token}: {other} cannot happen here"),
                 }
             }
         }
         let waited = now - asked.at;
-        assert!(waited <= asked.timeout + SLACK_MICROS, "request {token} ended only after {waited} µs: {asked:?}");
+        assert!(
+            waited <= asked.timeout + SLACK_MICROS,
+            "request {token} ended only after {waited} µs: {asked:?}"
+        );
         if let Some((index, expected)) = leg {
             assert!(asked.kind == Kind::Broadcast && index < expected, "leg {index} of {expected}");
             assert!(asked.legs.insert(index), "leg {index} of {token} ends once");

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use bytes::BytesMut;
-use ringpost_client::{Client, ClientConfig, Completion, Delivery, DeliveryKey, Output, RegistrationId, RequestKey, RequestSpec};
+use ringpost_client::{
+    Client, ClientConfig, Completion, Delivery, DeliveryKey, Output, RegistrationId, RequestKey, RequestSpec,
+};
 use ringpost_protocol::{
     Code, Content, Outgoing,
     frame::{FrameReader, Preface, decode_server, encode_client},
@@ -102,8 +104,11 @@ impl Peer {
                     self.called_back.insert(key, ());
                     wishes.push(Wish::Work { delivery: key, after: rng.below(3000) });
                 }
-                Output::Progress { .. } | Output::Receivers(_) | Output::Registered(_) | Output::Event(_) => {}
-                Output::RegistrationFailed(id, _) | Output::Deregistered(id) => self.registrations.retain(|known| *known != id),
+                Output::Progress { .. } | Output::Receivers(_) | Output::Registered(_) | Output::Event(_) => {
+                }
+                Output::RegistrationFailed(id, _) | Output::Deregistered(id) => {
+                    self.registrations.retain(|known| *known != id)
+                }
             }
             self.core.check_invariants();
         }
@@ -204,7 +209,8 @@ impl Peer {
         let max_attempts = rng.between(1, 3) as u8;
         let action = rng.pick(&ACTIONS);
         let padding = " ".repeat(if rng.chance(20) { 30_000 } else { rng.below(200) as usize });
-        let content = Content::from_parts(action.as_bytes(), b"", b"", format!("{token}{padding}").as_bytes());
+        let content =
+            Content::from_parts(action.as_bytes(), b"", b"", format!("{token}{padding}").as_bytes());
         let spec = RequestSpec { flags, max_attempts, timeout, content, ..RequestSpec::default() };
         oracle.asks(token, kind, u32::from(max_attempts), timeout.as_micros() as u64, now.mono.micros());
         match self.core.request(spec, token, now.mono) {

@@ -59,7 +59,8 @@ impl Server {
         self.by_link.insert(link, conn);
         let codec = ServerCodec::new(self.boot, MAX_PAYLOAD);
         let (received, outgoing) = (BytesMut::new(), Outgoing::new());
-        self.connections.insert(conn, Connection { link, codec, received, outgoing, opened: false, closing: false });
+        self.connections
+            .insert(conn, Connection { link, codec, received, outgoing, opened: false, closing: false });
     }
 
     pub(crate) fn receive(&mut self, link: usize, bytes: &[u8], now: Now) -> Vec<Effect> {
@@ -126,7 +127,11 @@ impl Server {
                 Output::Send { conn, message } => {
                     let Some(connection) = self.connections.get_mut(&conn) else { continue };
                     let parser = &mut self.parser;
-                    if connection.codec.encode(&message, now.wall_ms, parser, &mut connection.outgoing).is_err() {
+                    if connection
+                        .codec
+                        .encode(&message, now.wall_ms, parser, &mut connection.outgoing)
+                        .is_err()
+                    {
                         self.broker.handle(Input::Undeliverable { conn, message: Box::new(message) }, now);
                     }
                 }

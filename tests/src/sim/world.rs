@@ -55,7 +55,11 @@ impl Plan {
             steps: rng.between(50, 600),
             faults: rng.chance(700),
             policy: if rng.chance(500) { Policy::RoundRobin } else { Policy::LeastBusy },
-            dispatch_interval: Duration::from_micros(if rng.chance(150) { rng.between(100, 5000) } else { 0 }),
+            dispatch_interval: Duration::from_micros(if rng.chance(150) {
+                rng.between(100, 5000)
+            } else {
+                0
+            }),
             queue_limit: if rng.chance(300) { rng.between(1, 8) as usize } else { 1000 },
             trace: false,
         }
@@ -84,18 +88,39 @@ pub(crate) enum Wish {
 #[derive(Debug)]
 enum Event {
     /// A peer's try to connect comes to its end.
-    Dialed { peer: usize },
+    Dialed {
+        peer: usize,
+    },
     /// Bytes arrive.
-    Piece { link: usize, to: End, bytes: Vec<u8> },
+    Piece {
+        link: usize,
+        to: End,
+        bytes: Vec<u8>,
+    },
     /// An end learns that the link is gone.
-    Gone { link: usize, to: End },
-    PeerTimer { peer: usize },
+    Gone {
+        link: usize,
+        to: End,
+    },
+    PeerTimer {
+        peer: usize,
+    },
     ServerTimer,
     /// A peer's application does one thing.
-    Act { peer: usize },
+    Act {
+        peer: usize,
+    },
     /// A handler comes to its end.
-    Work { peer: usize, delivery: DeliveryKey },
-    JsonWork { peer: usize, link: usize, delivery: String, token: u64 },
+    Work {
+        peer: usize,
+        delivery: DeliveryKey,
+    },
+    JsonWork {
+        peer: usize,
+        link: usize,
+        delivery: String,
+        token: u64,
+    },
     /// Some link breaks or goes dark.
     Fault,
 }
@@ -187,7 +212,10 @@ impl World {
                 let session = format!("peer-{index}").into();
                 let seed = rng.next();
                 let reconnect_interval = Duration::from_millis(50);
-                Peer::new(index, ClientConfig { session, seed, reconnect_interval, ..ClientConfig::default() })
+                Peer::new(
+                    index,
+                    ClientConfig { session, seed, reconnect_interval, ..ClientConfig::default() },
+                )
             })
             .collect();
         let json_peers = (0..plan.json_peers).map(|_| JsonPeer::new(rng.chance(500))).collect();
@@ -344,7 +372,8 @@ impl World {
             End::Client => {
                 let json = &mut self.json_peers[peer - self.plan.peers];
                 if json.link == Some(link) {
-                    for (delivery, token, after) in json.receive(bytes, &mut self.oracle, &mut self.rng, now) {
+                    for (delivery, token, after) in json.receive(bytes, &mut self.oracle, &mut self.rng, now)
+                    {
                         self.plan_at(self.now + after, Event::JsonWork { peer, link, delivery, token });
                     }
                 }
@@ -425,10 +454,13 @@ impl World {
                     self.plan_at(at, Event::Gone { link, to: End::Server });
                 }
                 Wish::HangUp { link: None } => {}
-                Wish::Work { delivery, after } => self.plan_at(self.now + after, Event::Work { peer, delivery }),
+                Wish::Work { delivery, after } => {
+                    self.plan_at(self.now + after, Event::Work { peer, delivery })
+                }
             }
         }
-        let deadline = self.peers[peer].core.next_deadline().map(|deadline| deadline.micros().max(self.now + 1));
+        let deadline =
+            self.peers[peer].core.next_deadline().map(|deadline| deadline.micros().max(self.now + 1));
         if let Some(at) = deadline
             && self.peer_timers[peer].is_none_or(|planned| at < planned)
         {

@@ -1,5 +1,15 @@
 //! What the end-to-end tests share: a server, and a client of the JSON dialect made of a socket and nothing else.
-#![allow(dead_code, unreachable_pub, reason = "not every test uses all of it, and each is a crate of its own")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "not every test uses all of it, and each is a crate of its own"
+)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test stops at what is not right"
+)]
 
 use std::{
     io::{Read, Write},
