@@ -85,7 +85,7 @@ impl Broker {
             return;
         }
         let (wants_reply, tag) = (request.wants_reply(), self.tag_of(request));
-        let of = request.ended(tag);
+        let (session, of) = (request.session, request.ended(tag));
         let mut expected = 0;
         let mut open = 0;
         if let Some(RequestState::Broadcast(legs)) =
@@ -96,11 +96,11 @@ impl Broker {
             (expected, open) = (legs.states.len() as u32, legs.open);
         }
         if wants_reply {
-            self.send_outcome(&of, code, Some(Leg { index: leg, expected }), content, handled);
+            self.send_outcome(of, code, Some(Leg { index: leg, expected }), content, handled);
         }
         if open == 0 {
             self.forget(key);
-            if let Some(session) = self.sessions.get(of.session) {
+            if let Some(session) = self.sessions.get(session) {
                 self.close_if_finished(session.conn);
             }
         }

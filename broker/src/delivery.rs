@@ -292,17 +292,18 @@ impl Broker {
     /// Ends a request: its one outcome goes to the requester.
     fn end(&mut self, key: Key<Request>, code: Option<Code>, content: Content, handled: bool) {
         let Some(request) = self.forget(key) else { return };
+        let session = request.session;
         if request.wants_reply() {
-            self.send_outcome(&request, code, None, content, handled);
+            self.send_outcome(request, code, None, content, handled);
         }
-        if let Some(session) = self.sessions.get(request.session) {
+        if let Some(session) = self.sessions.get(session) {
             self.close_if_finished(session.conn);
         }
     }
 
     pub(crate) fn send_outcome(
         &mut self,
-        request: &Ended,
+        request: Ended,
         code: Option<Code>,
         leg: Option<Leg>,
         content: Content,
@@ -315,7 +316,7 @@ impl Broker {
             if handled { millis_between(request.received.mono, self.now.mono) } else { u32::MAX };
         let reply = Reply {
             number: request.number,
-            tag: request.tag.clone(),
+            tag: request.tag,
             sequence: session.sequence,
             code,
             leg,
