@@ -88,15 +88,16 @@ impl Broker {
     }
 
     /// Takes in what happened at `now`. What follows from it waits in [`Broker::poll_output`].
-    pub fn handle(&mut self, input: Input, now: Now) {
+    pub fn handle(&mut self, mut input: Input, now: Now) {
         self.enter(now);
-        match input {
-            Input::Message { conn, mut message } => self.message(conn, &mut message),
-            Input::Opened { conn, speaks } => self.opened(conn, speaks),
-            Input::HalfClosed { conn } => self.half_closed(conn),
-            Input::Closed { conn } => self.closed(conn),
-            Input::Undeliverable { conn, message } => self.undeliverable(conn, *message),
-            Input::Drain { grace_ms } => self.start_drain(grace_ms),
+        // By reference: a message is large, and on its way only its content is taken out of it.
+        match &mut input {
+            Input::Message { conn, message } => self.message(*conn, message),
+            Input::Opened { conn, speaks } => self.opened(*conn, *speaks),
+            Input::HalfClosed { conn } => self.half_closed(*conn),
+            Input::Closed { conn } => self.closed(*conn),
+            Input::Undeliverable { conn, message } => self.undeliverable(*conn, message),
+            Input::Drain { grace_ms } => self.start_drain(*grace_ms),
         }
     }
 
@@ -116,6 +117,7 @@ impl Broker {
     /// What to do next, or `None` when all is done that followed from the inputs so far.
     ///
     /// What can be said once for many inputs (`accepted`) comes last: take in all that has arrived first, then poll.
+    #[inline]
     pub fn poll_output(&mut self) -> Option<Output> {
         if self.outputs.is_empty() {
             self.end_turn();
@@ -150,7 +152,6 @@ impl Broker {
         self.now = now;
     }
 
-    /// Takes the message by reference: it is large, and on the way through here only its content is taken out of it.
     fn message(&mut self, conn: ConnId, message: &mut ClientMessage) {
         let now = self.now.mono;
         let Some(connection) = self.connection_mut(conn).filter(|connection| !connection.closing) else {
@@ -193,6 +194,7 @@ impl Broker {
         }
     }
 
+    #[inline(always)]
     pub(crate) fn send(&mut self, conn: ConnId, message: ServerMessage) {
         self.outputs.push_back(Output::Send { conn, message });
     }

@@ -233,7 +233,7 @@ impl Broker {
     }
 
     /// A payload that is not JSON met a JSON connection: that request fails, whichever half it is.
-    pub(crate) fn undeliverable(&mut self, conn: ConnId, message: ServerMessage) {
+    pub(crate) fn undeliverable(&mut self, conn: ConnId, message: &mut ServerMessage) {
         self.counters.undeliverable += 1;
         match message {
             ServerMessage::Deliver(deliver) => {
@@ -263,7 +263,7 @@ impl Broker {
                 );
                 self.send(
                     conn,
-                    ServerMessage::Reply(Reply { code: Some(Code::Unsupported), content, ..reply }),
+                    ServerMessage::Reply(Reply { code: Some(Code::Unsupported), content, ..std::mem::take(reply) }),
                 );
             }
             _ => {}
