@@ -43,10 +43,14 @@ impl Broker {
                 format!("request {number}: numbers rise within a session, the next is {next} or more");
             return self.break_off(conn, &message);
         }
-        session.next_number = asked.number + 1;
+        let Some(next_number) = asked.number.checked_add(1) else {
+            let message = "request 18446744073709551615: no number could follow it; begin at 1";
+            return self.break_off(conn, message);
+        };
+        session.next_number = next_number;
         match self.admit(asked) {
             Ok(action) => self.accept(conn, session_key, action, speaks, asked),
-            Err(Refusal::Internal) => self.answer_control(conn, session_key, asked),
+            Err(Refusal::Internal) => self.answer_control(conn, session_key, speaks, asked),
             Err(Refusal::Error(code, message)) => self.refuse(conn, session_key, asked, code, message),
         }
     }
@@ -137,16 +141,9 @@ impl Broker {
         });
         if let Some(session) = self.sessions.get_mut(session_key) {
             session.open.insert(number, key);
-            // JSON has no word for it: there, a send that is not refused was accepted.
-            if flags.has(RequestFlags::SEND)
-                && speaks == Speaks::Binary
-                && session.accepted.replace(number).is_none()
-            {
-                self.accepted.push(session_key);
-            }
         }
         if flags.has(RequestFlags::SEND) {
-            self.counters.sends += 1;
+            self.accept_send(session_key, speaks, number);
         }
         if !content.tag().is_empty() {
             self.keep_tag(key, session_key, number, content.tag());
@@ -161,6 +158,18 @@ impl Broker {
             self.keep(key, content);
             self.enqueue(action_key, key, false);
             self.dispatch(action_key);
+        }
+    }
+
+    /// A send is taken: its requester is told so at the end of the turn.
+    pub(crate) fn accept_send(&mut self, key: Key<Session>, speaks: Speaks, number: u64) {
+        self.counters.sends += 1;
+        // JSON has no word for it: there, a send that is not refused was accepted.
+        if speaks == Speaks::Binary
+            && let Some(session) = self.sessions.get_mut(key)
+            && session.accepted.replace(number).is_none()
+        {
+            self.accepted.push(key);
         }
     }
 

@@ -7,7 +7,7 @@ use ringpost_protocol::{
 
 use crate::{
     Broker, Speaks,
-    dispatch::HANDLER_LOST,
+    dispatch::TOO_MANY_HELD,
     slab::Key,
     state::{Handler, LegState, Legs, Request, RequestState},
 };
@@ -17,7 +17,7 @@ impl Broker {
     pub(crate) fn start_broadcast(&mut self, key: Key<Request>) {
         let Some(request) = self.requests.get_mut(key) else { return };
         let Some(action) = self.actions.get(request.action) else { return };
-        let handlers = action.handlers.clone();
+        let handlers: Vec<_> = action.handlers.values().copied().collect();
         let expected = handlers.len() as u32;
         let states = vec![LegState::Waiting; handlers.len()];
         request.state = RequestState::Broadcast(Box::new(Legs { open: expected, states }));
@@ -34,18 +34,24 @@ impl Broker {
         for (leg, handler_key) in handlers.into_iter().enumerate() {
             let leg = leg as u32;
             let Some(handler) = self.handlers.get_mut(handler_key) else { continue };
-            if handler.has_credit() && handler.legs.is_empty() && !self.deliveries.is_full() {
+            if handler.has_credit() {
                 self.deliver_leg(key, leg, handler_key);
-            } else if handler.legs.len() < self.config.leg_queue_limit {
+                continue;
+            }
+            if handler.legs.len() >= self.config.leg_queue_limit {
+                // Those whose broadcast has ended meanwhile do not wait for anything.
+                let requests = &self.requests;
+                handler.legs.retain(|(request, _)| requests.contains(*request));
+            }
+            let behind = handler.legs.len();
+            if behind < self.config.leg_queue_limit {
                 handler.legs.push_back((key, leg));
                 waiting = true;
             } else {
-                self.counters.refused_overloaded += 1;
                 let message = format!(
-                    "this handler has no credit, and {} broadcasts wait for it already (the server's --leg-queue-limit)",
-                    handler.legs.len()
+                    "this handler has no credit, and {behind} broadcasts wait for it already (the server's --leg-queue-limit)"
                 );
-                self.end_leg(key, leg, Some(Code::Overloaded), Content::from_payload(message), false);
+                self.refuse_leg(key, leg, message);
             }
         }
         if !waiting
@@ -60,15 +66,24 @@ impl Broker {
         if self.requests.get(key).and_then(|request| leg_state(request, leg)) != Some(LegState::Waiting) {
             return;
         }
+        if self.deliveries.is_full() {
+            return self.refuse_leg(key, leg, TOO_MANY_HELD.to_owned());
+        }
         let Some(content) = self.kept_of(key).map(|kept| kept.content.clone()) else { return };
         let Some(delivery) = self.hold(key, handler, leg, false) else { return };
         self.set_leg_state(key, leg, LegState::Delivered(delivery));
         self.send_delivery(key, handler, delivery, content);
     }
 
+    fn refuse_leg(&mut self, key: Key<Request>, leg: u32, message: String) {
+        self.counters.refused_overloaded += 1;
+        self.end_leg(key, leg, Some(Code::Overloaded), Content::from_payload(message), false);
+    }
+
     /// A leg whose handler went before it got it.
     pub(crate) fn end_waiting_leg(&mut self, key: Key<Request>, leg: u32) {
-        self.end_leg(key, leg, Some(Code::HandlerLost), Content::from_payload(HANDLER_LOST), false);
+        let content = Content::from_payload("the handler went before it got this");
+        self.end_leg(key, leg, Some(Code::HandlerLost), content, false);
     }
 
     /// Ends a leg, and with the last one the broadcast. A leg that has ended stays as it is.
@@ -81,11 +96,12 @@ impl Broker {
         handled: bool,
     ) {
         let Some(request) = self.requests.get(key) else { return };
-        if leg_state(request, leg).is_none_or(|state| state == LegState::Ended) {
-            return;
-        }
+        let Some(state) = leg_state(request, leg).filter(|state| *state != LegState::Ended) else { return };
         let (wants_reply, tag) = (request.wants_reply(), self.tag_of(request));
-        let (session, of) = (request.session, request.ended(tag));
+        let (session, mut of) = (request.session, request.ended(tag));
+        if state == LegState::Waiting {
+            of.never_delivered();
+        }
         let mut expected = 0;
         let mut open = 0;
         if let Some(RequestState::Broadcast(legs)) =

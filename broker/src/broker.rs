@@ -93,10 +93,12 @@ impl Broker {
         // By reference: a message is large, and on its way only its content is taken out of it.
         match &mut input {
             Input::Message { conn, message } => self.message(*conn, message),
+            Input::Heard { conn } => self.heard(*conn),
             Input::Opened { conn, speaks } => self.opened(*conn, *speaks),
             Input::HalfClosed { conn } => self.half_closed(*conn),
             Input::Closed { conn } => self.closed(*conn),
             Input::Undeliverable { conn, message } => self.undeliverable(*conn, message),
+            Input::Refused { cause } => self.counters.count(*cause),
             Input::Drain { grace_ms } => self.start_drain(*grace_ms),
         }
     }
@@ -123,6 +125,12 @@ impl Broker {
             self.end_turn();
         }
         self.outputs.pop_front()
+    }
+
+    /// How much waits in [`Broker::poll_output`], for drivers that bound how much they take in before they ask.
+    #[inline]
+    pub fn pending_outputs(&self) -> usize {
+        self.outputs.len()
     }
 
     /// When to call [`Broker::handle_timeout`] next. It may be early; it is never late.
@@ -179,18 +187,30 @@ impl Broker {
         }
     }
 
+    fn heard(&mut self, conn: ConnId) {
+        let now = self.now.mono;
+        if let Some(connection) = self.connection_mut(conn) {
+            connection.last_heard = now;
+        }
+    }
+
     fn end_turn(&mut self) {
         while let Some(session) = self.accepted.pop() {
-            if let Some(session) = self.sessions.get_mut(session)
-                && let Some(upto) = session.accepted.take()
-            {
-                let conn = session.conn;
-                self.send(conn, ServerMessage::Accepted { upto, tag: Default::default() });
-            }
+            self.tell_accepted(session);
         }
         if self.drain == Drain::Asked && self.requests.is_empty() {
             self.drain = Drain::Done;
             self.outputs.push_back(Output::Drained);
+        }
+    }
+
+    /// Says `accepted` if it is due.
+    pub(crate) fn tell_accepted(&mut self, session: Key<Session>) {
+        if let Some(session) = self.sessions.get_mut(session)
+            && let Some(upto) = session.accepted.take()
+        {
+            let conn = session.conn;
+            self.send(conn, ServerMessage::Accepted { upto, tag: Default::default() });
         }
     }
 

@@ -7,7 +7,7 @@ use ringpost_protocol::{
 };
 
 use crate::{
-    Broker, CloseReason, ConnId, Speaks,
+    Broker, CloseReason, ConnId, Output, Speaks,
     broker::Drain,
     slab::Key,
     state::{Connection, Handler, Session, Timer},
@@ -164,7 +164,10 @@ impl Broker {
             self.send(conn, ServerMessage::Registered { registration: register.registration });
         }
         self.add_handler(conn, register.registration, credit, &register.action);
-        if self.connection(conn).is_some_and(|connection| connection.speaks == Speaks::Json) {
+        let unasked = |connection: &Connection| {
+            connection.speaks == Speaks::Json && connection.receivers_seen.is_none()
+        };
+        if self.connection(conn).is_some_and(unasked) {
             self.watch_receivers(conn, true);
         }
     }
@@ -227,6 +230,17 @@ impl Broker {
 
     /// Ends what a connection had, whether or not its socket is gone already: handlers, session, open requests.
     fn end_connection(&mut self, conn: ConnId) {
+        let Some(connection) = self.connection_mut(conn) else { return };
+        connection.closing = true;
+        let said = self.outputs.len();
+        self.end_what_it_had(conn);
+        // It may have asked its own handlers: what that leads to is for nobody any more.
+        let behind = self.outputs.split_off(said);
+        let to_others = |output: &Output| !matches!(output, Output::Send { conn: to, .. } if *to == conn);
+        self.outputs.extend(behind.into_iter().filter(to_others));
+    }
+
+    fn end_what_it_had(&mut self, conn: ConnId) {
         self.lose_handlers(conn);
         self.receivers.watchers.remove(&conn);
         let Some(connection) = self.connection_mut(conn) else { return };
@@ -255,7 +269,12 @@ impl Broker {
 
     fn lose_handlers(&mut self, conn: ConnId) {
         let Some(connection) = self.connection_mut(conn) else { return };
-        for handler in std::mem::take(&mut connection.handlers) {
+        let handlers = std::mem::take(&mut connection.handlers);
+        // First out of the line, all of them: what one held must not be given to the next that is lost.
+        for handler in &handlers {
+            self.displace(*handler);
+        }
+        for handler in handlers {
             self.lose_handler(handler);
         }
     }
@@ -264,8 +283,12 @@ impl Broker {
     pub(crate) fn close_if_finished(&mut self, conn: ConnId) {
         let Some(connection) = self.connection(conn) else { return };
         let ends = connection.half_closed || (connection.leaving && connection.handlers.is_empty());
-        let session = connection.session.and_then(|session| self.sessions.get(session));
+        let key = connection.session;
+        let session = key.and_then(|session| self.sessions.get(session));
         if ends && session.is_none_or(|session| session.open.is_empty()) {
+            if let Some(key) = key.filter(|_| !connection.closing) {
+                self.tell_accepted(key);
+            }
             self.close(conn, CloseReason::Finished);
         }
     }
@@ -273,7 +296,8 @@ impl Broker {
     pub(crate) fn check_liveness(&mut self, conn: ConnId) {
         let interval = self.config.ping_interval;
         let Some(connection) = self.connection(conn) else { return };
-        if connection.closing {
+        // Who has ended its half is silent, and right to be so.
+        if connection.closing || connection.half_closed {
             return;
         }
         let silence = self.now.mono.since(connection.last_heard);
@@ -325,6 +349,9 @@ impl Broker {
     }
 
     fn refuse_connection(&mut self, conn: ConnId, code: Code, message: String) {
+        if self.connection(conn).is_none_or(|connection| connection.closing) {
+            return;
+        }
         self.counters.connections_refused += 1;
         let report = ErrorReport { scope: Scope::Connection, number: 0, code, message };
         self.send(conn, ServerMessage::Error(report));

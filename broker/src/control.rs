@@ -1,13 +1,22 @@
 //! The server's own actions: `$sys.…`. They are answered at once, by the core itself.
 
-use ringpost_protocol::{Code, Content, json, message::Request as Asked};
+use ringpost_protocol::{
+    Code, Content, json,
+    message::{Request as Asked, RequestFlags},
+};
 
 use crate::{Broker, ConnId, Speaks, slab::Key, state::Session};
 
 const KNOWN: &str = "`$sys.stats` and `$sys.receivers`";
 
 impl Broker {
-    pub(crate) fn answer_control(&mut self, conn: ConnId, session: Key<Session>, asked: &Asked) {
+    pub(crate) fn answer_control(
+        &mut self,
+        conn: ConnId,
+        session: Key<Session>,
+        speaks: Speaks,
+        asked: &Asked,
+    ) {
         let (code, content) = match asked.content.name() {
             b"$sys.stats" => (None, Content::from_payload(self.stats())),
             b"$sys.receivers" => (None, Content::from_payload(self.receivers_list())),
@@ -17,7 +26,11 @@ impl Broker {
                 (Some(Code::NoHandler), Content::from_payload(message))
             }
         };
-        self.reply_at_once(conn, session, asked, code, content);
+        if code.is_none() && asked.flags.has(RequestFlags::SEND) {
+            self.accept_send(session, speaks, asked.number);
+        } else {
+            self.reply_at_once(conn, session, asked, code, content);
+        }
         self.close_if_finished(conn);
     }
 

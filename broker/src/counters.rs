@@ -1,3 +1,5 @@
+use crate::RefusalCause;
+
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident: $text:literal,)*) => {
         /// What happened how often since the start. `$sys.stats` shows all of them under their camelCase names.
@@ -63,10 +65,30 @@ counters! {
     connections_closed: "connectionsClosed",
     /// Connections closed because they broke the rules.
     connections_refused: "connectionsRefused",
+    /// Connections closed because what came on them cannot be read: another protocol, broken frames or JSON, more
+    /// than is allowed.
+    connections_unreadable: "connectionsUnreadable",
+    /// Connections turned away because there were as many as may be.
+    connections_surplus: "connectionsSurplus",
+    /// Connections closed because they said nothing whole in their first seconds.
+    connections_mute: "connectionsMute",
+    /// Connections cut because they did not read what they were sent.
+    connections_slow: "connectionsSlow",
     /// Connections closed after too long a silence.
     connections_silent: "connectionsSilent",
     /// Connections closed because another one took their session.
     sessions_taken: "sessionsTaken",
     /// Lists of receivers sent.
     receivers_sent: "receiversSent",
+}
+
+impl Counters {
+    pub(crate) fn count(&mut self, cause: RefusalCause) {
+        *match cause {
+            RefusalCause::Unreadable => &mut self.connections_unreadable,
+            RefusalCause::Surplus => &mut self.connections_surplus,
+            RefusalCause::Mute => &mut self.connections_mute,
+            RefusalCause::Slow => &mut self.connections_slow,
+        } += 1;
+    }
 }

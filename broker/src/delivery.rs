@@ -10,7 +10,7 @@ use ringpost_protocol::{
 };
 
 use crate::{
-    Broker, ConnId,
+    Broker, ConnId, Output,
     dispatch::HANDLER_LOST,
     slab::Key,
     state::{Delivery, Handler, Kept, LegState, Request, RequestState, Session},
@@ -261,10 +261,9 @@ impl Broker {
                 let content = Content::from_payload(
                     "the reply's payload or options are not JSON, and this connection speaks JSON",
                 );
-                self.send(
-                    conn,
-                    ServerMessage::Reply(Reply { code: Some(Code::Unsupported), content, ..std::mem::take(reply) }),
-                );
+                let reply = Reply { code: Some(Code::Unsupported), content, ..std::mem::take(reply) };
+                // In the place of the one that it stands for: a close may be on its way behind that.
+                self.outputs.push_front(Output::Send { conn, message: ServerMessage::Reply(reply) });
             }
             _ => {}
         }
@@ -390,6 +389,11 @@ impl Request {
 }
 
 impl Ended {
+    /// Of a leg that no handler got, whatever became of the others.
+    pub(crate) fn never_delivered(&mut self) {
+        (self.attempt, self.delivered_after_ms) = (0, u32::MAX);
+    }
+
     fn wants_reply(&self) -> bool {
         !self.flags.has(RequestFlags::SEND)
     }

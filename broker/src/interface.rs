@@ -7,7 +7,8 @@ use ringpost_protocol::{
     message::{ClientMessage, ServerMessage},
 };
 
-/// A connection, as the driver numbers it. A number may be used again once its [`Input::Closed`] was handled.
+/// A connection, as the driver numbers it. A number may be used again once its [`Input::Closed`] was handled and all
+/// outputs were taken that waited then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnId(pub u32);
 
@@ -43,8 +44,13 @@ pub enum Input {
         /// What it said.
         message: ClientMessage,
     },
+    /// Bytes came that do not complete a message yet: the client is there, however long its message takes.
+    Heard {
+        /// On this connection.
+        conn: ConnId,
+    },
     /// A payload could not be put into the dialect of the connection that it was for ([`Output::Send`] of a delivery
-    /// or a reply): it is not JSON.
+    /// or a reply): it is not JSON. Say it before the next output is taken: what stands for the message comes in its place.
     Undeliverable {
         /// The connection that would have got it.
         conn: ConnId,
@@ -61,11 +67,30 @@ pub enum Input {
         /// Which.
         conn: ConnId,
     },
+    /// The driver has refused somebody, or broken off with them, before or without asking the core: it is counted here,
+    /// beside what the core itself refuses.
+    Refused {
+        /// Why.
+        cause: RefusalCause,
+    },
     /// The server shall leave: tell everybody, accept nothing new, finish what is open.
     Drain {
         /// How long the driver will wait for that, in milliseconds.
         grace_ms: u32,
     },
+}
+
+/// Why a driver ends a connection by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefusalCause {
+    /// What came on it cannot be read: another protocol, broken frames or JSON, more than is allowed.
+    Unreadable,
+    /// There are as many connections as may be.
+    Surplus,
+    /// It said nothing whole in its first seconds.
+    Mute,
+    /// It does not read what it is sent.
+    Slow,
 }
 
 /// What to do. The driver does it in this order for each connection.
@@ -78,7 +103,7 @@ pub enum Output {
         /// The message.
         message: ServerMessage,
     },
-    /// Send what was given before, then close.
+    /// Send what was given before, then close. Nothing more is said to this connection.
     Close {
         /// This connection.
         conn: ConnId,

@@ -71,8 +71,15 @@ impl Broker {
         let mut in_line = HashMap::new();
         for (_, action) in self.actions.iter() {
             match &action.ready {
-                Ready::RoundRobin(line) => {
-                    line.iter().for_each(|key| *in_line.entry(key.raw()).or_insert(0) += 1)
+                Ready::RoundRobin(turns) => {
+                    for (place, key) in turns.iter() {
+                        let handler = self.handlers.get(key);
+                        assert!(
+                            handler.is_some_and(|handler| handler.place == Some(place)),
+                            "turn of {key:?}"
+                        );
+                        *in_line.entry(key.raw()).or_insert(0) += 1;
+                    }
                 }
                 Ready::LeastBusy(order) => {
                     for (held, place, key) in order {
@@ -111,6 +118,15 @@ impl Broker {
     fn check_actions(&self) {
         for (key, action) in self.actions.iter() {
             assert!(!action.handlers.is_empty(), "an action has handlers");
+            for (joined, handler) in &action.handlers {
+                let known = self.handlers.get(*handler);
+                assert!(
+                    known.is_some_and(|known| known.joined == *joined
+                        && known.action == key
+                        && !known.retired),
+                    "{handler:?} handles its action"
+                );
+            }
             assert_eq!(self.action_by_name.get(&action.name), Some(&key), "an action is found by its name");
             let mut waiting: Vec<_> = action
                 .queue

@@ -59,4 +59,4 @@ mod tests;
 pub use broker::Broker;
 pub use config::{Config, Policy};
 pub use counters::Counters;
-pub use interface::{CloseReason, ConnId, Input, Output, Speaks};
+pub use interface::{CloseReason, ConnId, Input, Output, RefusalCause, Speaks};

@@ -36,8 +36,8 @@ impl Broker {
         if !on {
             connection.receivers_seen = None;
             self.receivers.watchers.remove(&conn);
-        } else if connection.receivers_seen.is_none() {
-            // A version that never comes: the list is told even if nothing changes.
+        } else {
+            // A version that never comes: who asks is told the list even if nothing changes, and if it knows it already.
             connection.receivers_seen = Some(u64::MAX);
             self.receivers.watchers.insert(conn);
             self.plan_receivers();

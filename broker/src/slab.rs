@@ -67,6 +67,8 @@ pub(crate) struct Slab<T> {
     slots: Vec<Slot<T>>,
     free: u32,
     len: usize,
+    /// How many places there can be; fewer in tests of what happens when they run out.
+    pub(crate) most: usize,
 }
 
 #[derive(Debug)]
@@ -83,14 +85,14 @@ enum Entry<T> {
 
 impl<T> Default for Slab<T> {
     fn default() -> Self {
-        Self { slots: Vec::new(), free: NO_SLOT, len: 0 }
+        Self { slots: Vec::new(), free: NO_SLOT, len: 0, most: 1 << INDEX_BITS }
     }
 }
 
 impl<T> Slab<T> {
     /// Whether nothing more fits.
     pub(crate) fn is_full(&self) -> bool {
-        self.free == NO_SLOT && self.slots.len() > INDEX_MASK as usize
+        self.free == NO_SLOT && self.slots.len() >= self.most
     }
 
     /// The key that the next insertion will give.

@@ -7,7 +7,7 @@
 //!                                                   ^────────────── queue ───────────────────────┘
 //! ```
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use foldhash::fast::SeedableRandomState;
@@ -62,8 +62,8 @@ pub(crate) struct Session {
 #[derive(Debug)]
 pub(crate) struct Action {
     pub(crate) name: Bytes,
-    /// Those that take requests, in the order they registered.
-    pub(crate) handlers: Vec<Key<Handler>>,
+    /// Those that take requests, in the order they registered: by [`Handler::joined`].
+    pub(crate) handlers: BTreeMap<u64, Key<Handler>>,
     /// Of these, the ones with credit.
     pub(crate) ready: Ready,
     pub(crate) queue: Queue,
@@ -84,6 +84,8 @@ pub(crate) struct Queue {
 pub(crate) struct Handler {
     pub(crate) conn: ConnId,
     pub(crate) action: Key<Action>,
+    /// Counts registrations.
+    pub(crate) joined: u64,
     pub(crate) registration: u32,
     pub(crate) credit: u32,
     pub(crate) held: Vec<Key<Delivery>>,

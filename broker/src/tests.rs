@@ -1,5 +1,8 @@
 //! The core's rules, one by one. The simulation in `tests/` joins them with the client's side under a bad network.
 
+mod any_order;
+mod corners;
+
 use std::time::Duration;
 
 use ringpost_protocol::{
@@ -600,6 +603,20 @@ fn liveness() {
     assert_eq!(stage.closed, [(silent, CloseReason::Silent)]);
     stage.pass(Duration::from_secs(2));
     assert_eq!(stage.closed.len(), 1);
+}
+
+/// A client whose message takes long to arrive is not silent.
+#[test]
+fn a_slow_message_is_no_silence() {
+    let mut stage = Stage::new(Config::default());
+    let slow = stage.connect(Speaks::Binary);
+    for _ in 0..4 {
+        stage.pass(Duration::from_secs(14));
+        stage.input(Input::Heard { conn: slow });
+    }
+    assert_eq!(stage.closed, []);
+    stage.pass(Duration::from_secs(20));
+    assert_eq!(stage.closed, [(slow, CloseReason::Silent)]);
 }
 
 /// A session belongs to the newest connection that names it.

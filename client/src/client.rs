@@ -160,6 +160,13 @@ impl Client {
         }
     }
 
+    /// Bytes came that do not complete a message yet: the server is there, however long its message takes.
+    pub fn heard(&mut self, now: Time) {
+        if self.link.is_connected() {
+            self.link.heard(now);
+        }
+    }
+
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Time) {
         self.requests.expire(now, &mut self.outputs);

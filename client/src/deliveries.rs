@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, time::Duration};
 
 use foldhash::fast::FixedState;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, hash_map::Entry};
 use ringpost_protocol::{
     Code, Content,
     message::{Answer, ClientMessage, Progress, Verdict},
@@ -70,9 +70,12 @@ impl Deliveries {
         let number = delivery.key.delivery;
         let handed = self.interval.is_zero() || (self.waiting.is_empty() && now >= self.free_at);
         let state = if handed { Held::Handed } else { Held::Waiting };
-        if self.held.insert(number, state).is_some() {
-            return Err(Error::new(Code::Malformed, format!("the server used delivery {number} twice")));
-        }
+        match self.held.entry(number) {
+            Entry::Vacant(entry) => entry.insert(state),
+            Entry::Occupied(_) => {
+                return Err(Error::new(Code::Malformed, format!("the server used delivery {number} twice")));
+            }
+        };
         if handed {
             self.free_at = now + self.interval;
             outputs.push_back(Output::Deliver(delivery));

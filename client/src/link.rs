@@ -17,6 +17,9 @@ const MAX_GROWTH: u32 = 10;
 /// Below this, trying again would be a busy loop.
 const MIN_PAUSE: Duration = Duration::from_millis(10);
 
+/// Beyond this nobody means what they say, and arithmetic with jitter comes near its end.
+const MAX_PAUSE: Duration = Duration::from_secs(u32::MAX as u64);
+
 /// Where the connection stands.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Phase {
@@ -156,7 +159,7 @@ impl Link {
     /// Begins the pause before the next try, and says how long it is.
     pub(crate) fn pause(&mut self, interval: Duration, now: Time) -> Duration {
         let growth = 1u32.checked_shl(self.failures.saturating_sub(1)).unwrap_or(MAX_GROWTH).min(MAX_GROWTH);
-        let pause = interval.max(MIN_PAUSE).saturating_mul(growth);
+        let pause = interval.max(MIN_PAUSE).saturating_mul(growth).min(MAX_PAUSE);
         let pause = pause.mul_f64(0.8 + 0.4 * self.random_fraction());
         self.phase = Phase::Pausing { until: now + pause };
         pause

@@ -46,7 +46,8 @@ pub(crate) struct Requests {
     /// Unsent ones, in the order they were made in.
     waiting: BTreeMap<u64, (DefaultKey, Request)>,
     places: u64,
-    /// Sends in the order of their numbers; those that ended otherwise are skipped when their turn comes.
+    /// Sends in the order of their numbers, from the first that is open; those behind it that ended otherwise are
+    /// skipped when their turn comes.
     sends: VecDeque<(u64, DefaultKey)>,
     /// One for each open request.
     timers: Wheel<DefaultKey>,
@@ -173,7 +174,17 @@ impl Requests {
         } else {
             self.by_number.remove(&open.number);
         }
+        if open.flags.has(RequestFlags::SEND) {
+            self.forget_ended_sends();
+        }
         Some(open)
+    }
+
+    /// Refused sends are followed by no `accepted` that would sweep them out, if all of them are refused.
+    fn forget_ended_sends(&mut self) {
+        while self.sends.front().is_some_and(|(_, key)| !self.open.contains_key(*key)) {
+            self.sends.pop_front();
+        }
     }
 
     /// All sends up to this number were accepted, but those that ended before.
@@ -340,6 +351,8 @@ impl Requests {
             }
             assert!(open.expected == 0 || open.ended < open.expected, "its last leg ends a broadcast");
         }
+        let first = self.sends.front();
+        assert!(first.is_none_or(|(_, key)| self.open.contains_key(*key)), "the first send is open");
         assert!(
             self.sends.iter().is_sorted_by_key(|(number, _)| *number),
             "sends are in the order of numbers"

@@ -6,7 +6,7 @@
 
 use std::{cell::Cell, io};
 
-use io_uring::{cqueue, squeue};
+use io_uring::{cqueue, opcode, squeue};
 use tokio_uring::{OneshotOutputTransform, UnsubmittedOneshot};
 
 thread_local! {
@@ -26,6 +26,13 @@ pub(crate) fn in_flight() -> usize {
 pub(crate) async unsafe fn submit<D: Unpin + 'static>(data: D, entry: squeue::Entry) -> (io::Result<u32>, D) {
     let lent = Lent { data, _token: Token::new() };
     UnsubmittedOneshot::new(lent, TakeBack(std::marker::PhantomData), entry).submit().await
+}
+
+/// Waits for one visit to the kernel.
+#[allow(unsafe_code, reason = "an entry without pointers")]
+pub(crate) async fn visit() {
+    // SAFETY: nothing is lent, and the entry names nothing.
+    let (_, ()) = unsafe { submit((), opcode::Nop::new().build()) }.await;
 }
 
 /// Data in the kernel's hands. If the operation's future is dropped, tokio-uring keeps it until the completion.

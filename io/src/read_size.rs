@@ -20,11 +20,14 @@ const PATIENCE: u8 = 8;
 pub struct ReadSize {
     bytes: usize,
     sparse: u8,
+    /// At least the size of the allocation behind the buffer. The buffer itself does not tell: its capacity is only
+    /// what is left of it.
+    allocated: usize,
 }
 
 impl Default for ReadSize {
     fn default() -> Self {
-        Self { bytes: MIN_READ_BYTES, sparse: 0 }
+        Self { bytes: MIN_READ_BYTES, sparse: 0, allocated: 0 }
     }
 }
 
@@ -49,15 +52,17 @@ impl ReadSize {
     ///
     /// `missing` is how many bytes complete the message at the front of the buffer, as far as known, else 0. A peer's
     /// claim alone allocates nothing: a buffer at most doubles, so it is at most twice what really arrived.
-    pub fn prepare(&self, buffer: &mut BytesMut, missing: usize) {
+    pub fn prepare(&mut self, buffer: &mut BytesMut, missing: usize) {
         let growth = buffer.len().clamp(self.bytes, MAX_GROWTH_BYTES);
         let wanted = if missing > self.bytes { missing.min(growth) } else { self.bytes };
-        if buffer.is_empty() && buffer.capacity() > wanted.saturating_mul(4) {
-            // Larger than this connection needs by now.
+        if buffer.is_empty() && self.allocated > wanted.saturating_mul(4) {
+            // Larger than this connection needs by now: even its last few bytes would keep all of it.
             *buffer = BytesMut::with_capacity(wanted);
+            self.allocated = buffer.capacity();
         } else if buffer.capacity() - buffer.len() < wanted {
             // Free once nobody holds what was decoded from it: then it only goes back to its beginning.
             buffer.reserve(wanted);
+            self.allocated = self.allocated.max(buffer.capacity());
         }
     }
 }
@@ -90,7 +95,7 @@ mod tests {
     /// A length that is only claimed allocates little, one that is true is reached with few reads.
     #[test]
     fn grows_with_what_arrived() {
-        let size = ReadSize::default();
+        let mut size = ReadSize::default();
         let total = 16 << 20;
         let mut buffer = BytesMut::new();
         let mut reads = 0;
@@ -104,10 +109,29 @@ mod tests {
         assert!(reads < 40, "{reads}");
     }
 
+    /// Of a large message nothing is kept while the next one is awaited, however much its buffer has left over.
+    #[test]
+    fn lets_go_of_a_large_buffer() {
+        for left_over in [0, MIN_READ_BYTES, 3 * MIN_READ_BYTES, 1 << 20] {
+            let (mut size, mut buffer) = (ReadSize::default(), BytesMut::new());
+            while buffer.capacity() < 1 << 20 {
+                let missing = (16 << 20) - buffer.len();
+                size.prepare(&mut buffer, missing);
+                buffer.resize(buffer.capacity(), 7);
+            }
+            let allocation = buffer.as_ptr_range();
+            buffer.truncate(buffer.capacity() - left_over.min(buffer.capacity() / 2));
+            let message = buffer.split().freeze();
+            size.prepare(&mut buffer, 0);
+            assert!(!allocation.contains(&buffer.as_ptr()), "{left_over} bytes keep {}", message.len());
+            assert_eq!(buffer.capacity(), MIN_READ_BYTES);
+        }
+    }
+
     /// On the steady path one allocation serves all reads.
     #[test]
     fn reuses_the_buffer() {
-        let size = ReadSize::default();
+        let mut size = ReadSize::default();
         let mut buffer = BytesMut::new();
         size.prepare(&mut buffer, 0);
         let first = buffer.as_ptr();

@@ -1,6 +1,11 @@
 //! A thread's ring and the runtime on top of it.
 
-use std::{future::Future, io, time::Duration};
+use std::{
+    future::Future,
+    io,
+    panic::{self, AssertUnwindSafe},
+    time::Duration,
+};
 
 use crate::operation;
 
@@ -70,7 +75,7 @@ pub enum RingError {
 ///
 /// Newer features that the kernel does not know are left out, with a line in the log. When the future is done, whatever
 /// operations are still in flight are waited for, up to a second: shut sockets down first. What is in flight even then
-/// is leaked together with the ring, rather than freed under the kernel's hands.
+/// is leaked together with the ring, rather than freed under the kernel's hands. The same holds when the future panics.
 ///
 /// # Errors
 /// [`RingError`]: there is no ring, and the future was not run.
@@ -80,7 +85,8 @@ pub fn run<T>(config: &RingConfig, future: impl Future<Output = T>) -> Result<T,
         tokio_uring::Runtime::new(runtime.entries(config.entries).uring_builder(builder))
     };
     let runtime = with_best_flags(config, start)?.0;
-    let output = runtime.block_on(future);
+    // Nor may an unwinding panic drop the runtime while something is in flight.
+    let output = panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(future)));
     if runtime.block_on(all_completed(Duration::from_secs(1))) {
         drop(runtime);
     } else {
@@ -90,7 +96,7 @@ pub fn run<T>(config: &RingConfig, future: impl Future<Output = T>) -> Result<T,
         );
         std::mem::forget(runtime);
     }
-    Ok(output)
+    output.map_or_else(|payload| panic::resume_unwind(payload), Ok)
 }
 
 /// Runs a task on this thread, beside the one that calls.
@@ -99,6 +105,16 @@ pub fn run<T>(config: &RingConfig, future: impl Future<Output = T>) -> Result<T,
 /// Outside of [`run`].
 pub fn spawn<T: 'static>(task: impl Future<Output = T> + 'static) -> Task<T> {
     Task(tokio_uring::spawn(task))
+}
+
+/// Gives way in the middle of long work: all who can run do so first, and all that was submitted is under way.
+///
+/// A task that yields by waking itself would keep the thread from parking, and with it all submissions back.
+///
+/// # Panics
+/// Outside of [`run`].
+pub async fn give_way() {
+    operation::visit().await;
 }
 
 /// A task that runs whether this is kept or not.
@@ -199,11 +215,63 @@ fn is(error: &io::Error, errno: rustix::io::Errno) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
+    use std::{
+        cell::{Cell, RefCell},
+        io::Write,
+        net::{TcpListener, TcpStream},
+        rc::Rc,
+    };
+
+    use bytes::BytesMut;
 
     use rustix::io::Errno;
 
     use super::*;
+    use crate::stream::Stream;
+
+    /// A future that panics over a pending read does not free the read's buffer before the kernel is done with it.
+    #[test]
+    fn a_panic_waits_for_what_is_in_flight() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let stream = Stream::from_std(listener.accept().unwrap().0);
+        let arrived = Rc::new(Cell::new(false));
+        let seen = arrived.clone();
+        let ended = panic::catch_unwind(AssertUnwindSafe(|| {
+            run(&RingConfig { entries: 8, ..RingConfig::default() }, async move {
+                spawn(async move {
+                    let (read, buffer) = stream.read(BytesMut::with_capacity(16)).await;
+                    seen.set(read.is_ok() && buffer[..] == *b"late");
+                });
+                // It is in the kernel's hands when this thread has slept once.
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                client.write_all(b"late").unwrap();
+                panic!("as the test wants it");
+            })
+        }));
+        assert!(ended.is_err() && arrived.get());
+        assert_eq!(operation::in_flight(), 0);
+    }
+
+    /// Whoever gives way lets others run, also those who wait for the kernel.
+    #[test]
+    fn giving_way_submits() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let stream = Stream::from_std(listener.accept().unwrap().0);
+        client.write_all(b"x").unwrap();
+        run(&RingConfig { entries: 8, ..RingConfig::default() }, async move {
+            let read = Rc::new(Cell::new(false));
+            let done = read.clone();
+            spawn(async move {
+                done.set(stream.read(BytesMut::with_capacity(16)).await.0.is_ok());
+            });
+            while !read.get() {
+                give_way().await;
+            }
+        })
+        .unwrap();
+    }
 
     /// Flags that a kernel refuses are left out one after the other, the newest first.
     #[test]

@@ -91,6 +91,7 @@ impl ServerCodec {
             Speaks::Binary(reader) => {
                 while let Some(frame) = reader.next(buffer)? {
                     if let Some(message) = frame::decode_client(frame)? {
+                        check_payload(&message, self.max_payload)?;
                         return Ok(Decoded::Message(message));
                     }
                 }
@@ -223,6 +224,24 @@ impl ServerCodec {
     }
 }
 
+/// A frame's own bound leaves room for all of its parts, so that a payload which takes the room of the others would fit:
+/// but then not into the longer frame that carries it on, and whoever gets that would have to break off.
+fn check_payload(message: &ClientMessage, max_payload: u32) -> Result<(), WireError> {
+    let content = match message {
+        ClientMessage::Request(request) => &request.content,
+        ClientMessage::Answer(answer) => &answer.content,
+        ClientMessage::Progress(progress) => &progress.content,
+        _ => return Ok(()),
+    };
+    let length = content.payload().len();
+    if length > max_payload as usize {
+        let message =
+            format!("a payload has {length} bytes, {max_payload} are allowed by the server's --max-payload");
+        return Err(WireError::new(Code::TooLarge, message));
+    }
+    Ok(())
+}
+
 const WHAT_THIS_IS: &str =
     "this port speaks Ringpost: JSON objects, or the binary dialect, which begins with B5 52 50 31";
 
@@ -259,7 +278,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::message::Hello;
+    use crate::{
+        Content,
+        message::{Hello, Request},
+    };
 
     struct Side {
         codec: ServerCodec,
@@ -324,6 +346,22 @@ mod tests {
         assert_eq!(heard.len(), 2, "{heard:?}");
         assert!(heard[0].contains("Json") && heard[1].contains("Register"));
         assert!(answer.is_empty());
+    }
+
+    /// A payload is bounded by itself: what takes the room of a frame's other parts would not fit where it goes on to.
+    #[test]
+    fn payloads_are_bounded() {
+        let heard = |length: usize| {
+            let mut out = Outgoing::new();
+            out.tail().extend_from_slice(&binary_hello());
+            let content = Content::from_parts(b"a", b"", b"", &vec![b'1'; length]);
+            let request = Request { number: 1, content, ..Request::default() };
+            frame::encode_client(&ClientMessage::Request(request), &mut out);
+            Side::hear(&out.drain_to_vec(), usize::MAX).0
+        };
+        assert!(heard(1 << 16)[2].contains("Request"));
+        let refused = heard((1 << 16) + 1);
+        assert!(refused[2].contains("TooLarge") && refused[2].contains("--max-payload"), "{refused:?}");
     }
 
     /// Whoever wants a secure connection is told in frames that there is no key here.

@@ -15,6 +15,9 @@ pub const MAX_OPTIONS_BYTES: usize = u16::MAX as usize;
 /// The longest header section of a message in bytes.
 pub const MAX_HEADERS_BYTES: usize = u16::MAX as usize;
 
+/// The longest code of a handler's own for its error, in bytes.
+pub const MAX_OWN_CODE_BYTES: usize = 255;
+
 /// The longest JSON `clientId`, as it was written, in bytes.
 pub const MAX_TAG_BYTES: usize = 1024;
 

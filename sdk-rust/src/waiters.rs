@@ -31,7 +31,7 @@ struct Slots {
     free: Vec<u32>,
 }
 
-/// All slots. A token is a slot's index in its lower half and the slot's generation in its upper.
+/// All slots. Nothing of the application's is called or dropped under their lock. A token is a slot's index in its lower half and the slot's generation in its upper.
 #[derive(Default)]
 pub(crate) struct Waiters {
     slots: Mutex<Slots>,
@@ -65,13 +65,16 @@ impl Waiters {
         match slot.last.take() {
             Some(last) => {
                 let legs = mem::take(&mut slot.legs);
-                drop(slots.leave(token));
+                let left = slots.leave(token);
+                drop(slots);
+                drop(left);
                 Poll::Ready((last, legs))
             }
             None => {
-                match &mut slot.waker {
-                    Some(waker) => waker.clone_from(cx.waker()),
-                    none => *none = Some(cx.waker().clone()),
+                if !slot.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                    let earlier = slot.waker.replace(cx.waker().clone());
+                    drop(slots);
+                    drop(earlier);
                 }
                 Poll::Pending
             }
@@ -120,7 +123,8 @@ impl Slots {
         self.all.get_mut(token as u32 as usize).filter(|slot| slot.generation == (token >> 32) as u32)
     }
 
-    /// Frees a slot; what was in it is dropped by the caller, without the lock if it can.
+    /// Frees a slot. The caller drops what was in it without the lock: callback and waker are the application's, and
+    /// what they hold may be a request that wants its own slot freed.
     fn leave(&mut self, token: u64) -> Option<Slot> {
         let slot = self.of(token)?;
         let next = Slot { generation: slot.generation.wrapping_add(1), ..Slot::default() };

@@ -3,10 +3,15 @@
 
 mod fake;
 
-use std::{future::IntoFuture, time::Duration};
+use std::{
+    future::IntoFuture,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use fake::{DEADLINE, Server};
-use ringpost::{Client, ErrorKind, Event};
+use futures_util::FutureExt;
+use ringpost::{Address, Client, ErrorKind, Event, raw};
 use ringpost_protocol::{
     Content,
     message::{ClientMessage, Leg, Progress, Reply, RequestFlags, ServerMessage, Target},
@@ -352,4 +357,66 @@ fn a_runtime_that_ends_leaves_nobody_waiting() {
         assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Closed);
         client.closed().await;
     });
+}
+
+/// So it is when the runtime ends before the client's own task has run at all.
+#[test]
+fn a_runtime_that_never_ran_leaves_nobody_waiting() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let theirs = runtime();
+    let client = {
+        let _entered = theirs.enter();
+        let client = Client::builder("127.0.0.1:1").auto_start(false).connect();
+        client.now_or_never().unwrap().unwrap()
+    };
+    drop(theirs);
+    let closed = runtime().block_on(async { timeout(DEADLINE, client.closed()).await });
+    assert_eq!(closed.unwrap().kind(), ErrorKind::Closed);
+}
+
+/// What a request's callback holds is dropped without any lock, so it may hold a request too.
+#[tokio::test]
+async fn a_callback_may_hold_a_request() {
+    let (_server, mut peer, client) = connected().await;
+    let mut held = Box::pin(client.request("slow", &1).into_future());
+    assert!((&mut held).now_or_never().is_none());
+    let first = peer.hear_request().await.number;
+    let held = Mutex::new(held);
+    let request = client.request("slow", &2).on_progress(move |_| assert!(!held.is_poisoned()));
+    let serve = async {
+        let second = peer.hear_request().await.number;
+        peer.reply(second, "2").await;
+        let ClientMessage::Cancel(cancelled) = peer.hear().await else { panic!("no cancel") };
+        assert_eq!(cancelled, Target::Number(first));
+    };
+    let both = async { tokio::join!(request.into_future(), serve) };
+    timeout(DEADLINE, both).await.expect("no lock is held over the callback's end").0.unwrap();
+}
+
+/// A sink that panics ends its client, and not the process; whoever waits for the end sees it.
+#[tokio::test]
+async fn a_panicking_sink_ends_its_client() {
+    struct Panics;
+    impl raw::CompletionSink for Panics {
+        fn complete(&self, _: &raw::Client, _: &mut Vec<raw::Completion>) {
+            panic!("as the test wants it");
+        }
+        fn deliver(&self, _: &raw::Client, _: &mut Vec<raw::Delivery>) {}
+        fn notice(&self, _: &raw::Client, _: raw::Notice) {}
+    }
+    let server = Server::start().await;
+    let address = Address::parse(&server.address()).unwrap();
+    let config = raw::ClientConfig { session: "s".into(), ..raw::ClientConfig::default() };
+    let client = raw::Client::new(config, address, Arc::new(Panics)).unwrap();
+    client.start();
+    let mut peer = server.accept().await;
+    for token in 1..=2 {
+        let content = raw::Content::from_parts(b"slow", b"", b"", b"1");
+        client.request(raw::RequestSpec { content, ..raw::RequestSpec::default() }, token).unwrap();
+    }
+    let first = peer.hear_request().await.number;
+    peer.hear_request().await;
+    peer.reply(first, "1").await;
+    timeout(DEADLINE, client.ended()).await.unwrap();
+    assert!(peer.ends().await);
 }

@@ -20,8 +20,8 @@
 //!              └─> reader: …                                                                    ┘
 //! ```
 //!
-//! A read's messages all go into the core before its outputs are taken, and those are encoded at once, while the
-//! payloads are still in the cache and in the reader's buffer. The first input of a turn wakes the flusher; it queues up
+//! A read's messages go into the core before its outputs are taken, and those are encoded at once, while the payloads are
+//! still in the cache and in the reader's buffer. Of a flood only a part is taken in, before others have their turn. The first input of a turn wakes the flusher; it queues up
 //! behind the readers that were woken with it, so it runs when they are done, and wakes the writers: what a turn has for
 //! one connection leaves in one send. The clocks are read once per turn.
 //!

@@ -10,7 +10,11 @@ use ringpost_io::{
 };
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use crate::{Config, Dispatch, StartError, shard::Shard, tasks};
+use crate::{
+    Config, Dispatch, StartError,
+    shard::Shard,
+    tasks::{self, CrashWithMe},
+};
 
 /// Connections that may wait to be accepted. The kernel cuts it to `net.core.somaxconn`.
 const BACKLOG: u32 = 4096;
@@ -270,13 +274,19 @@ fn run(
         }
         listening(&addresses);
         shard.ended.wait().await;
-        assert!(!shard.crashed.get(), "a task of the server panicked: what it left behind cannot be trusted");
+        let crashed = shard.crashed.get();
+        if crashed {
+            // Nobody shall be left hanging on a server that does not answer any more.
+            shard.cut_all();
+        }
+        assert!(!crashed, "a task of the server panicked: what it left behind cannot be trusted");
         tracing::info!("stopped");
         Ok(by_signal.get())
     })?
 }
 
 async fn obey(shard: Rc<Shard>, mut commands: UnboundedReceiver<Command>) {
+    let _crash = CrashWithMe(shard.clone());
     while let Some(command) = commands.recv().await {
         match command {
             Command::Drain(grace) => shard.drain(grace),
@@ -286,6 +296,7 @@ async fn obey(shard: Rc<Shard>, mut commands: UnboundedReceiver<Command>) {
 }
 
 async fn heed(shard: Rc<Shard>, mut signals: Signals, grace: Duration, ended: Rc<std::cell::Cell<Ended>>) {
+    let _crash = CrashWithMe(shard.clone());
     let mut asked = false;
     loop {
         match signals.next().await {

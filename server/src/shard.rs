@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::BytesMut;
-use ringpost_broker::{Broker, ConnId, Input};
+use ringpost_broker::{Broker, ConnId, Input, RefusalCause};
 use ringpost_io::{clock::Clock, event::Event, listener::Listener, stream::Stream};
 use ringpost_protocol::{
     Segment,
@@ -83,9 +83,12 @@ enum Leaving {
 }
 
 /// What a reader does next.
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) enum NextRead {
     /// Read on; so many bytes complete what is in the buffer, as far as is known.
     Read(usize),
+    /// There is more in the buffer: take it in when others have had their turn.
+    Later,
     /// Read on, and throw it away.
     Discard,
 }
@@ -149,6 +152,7 @@ impl Shard {
                     limit = state.max_connections,
                     "connection refused: max-connections, far exceeded"
                 );
+                state.count(RefusalCause::Surplus, now);
                 return None;
             }
             if let Err(error) = stream.set_nodelay() {
@@ -307,6 +311,11 @@ impl Shard {
         self.end_if_last();
     }
 
+    /// After a crash: every connection is cut, and nothing else is done.
+    pub(crate) fn cut_all(&self) {
+        self.state.borrow_mut().cut_all();
+    }
+
     fn end_if_last(&self) {
         let state = &mut *self.state.borrow_mut();
         if matches!(state.leaving, Leaving::Ending(_)) && state.connections.len() == 0 {
@@ -340,5 +349,57 @@ impl Connection {
         let encoded = self.codec.encode(&ServerMessage::Receivers(list), 0, parser, &mut self.out);
         debug_assert!(encoded.is_ok(), "a list of names is JSON");
         self.out.seal();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Read, net::TcpStream};
+
+    use ringpost_io::{
+        clock,
+        ring::{self, RingConfig},
+    };
+
+    use super::*;
+    use crate::tasks;
+
+    /// Clients of a shard that crashed see the end of their connection, and nothing is left in the ring.
+    #[test]
+    fn a_crash_cuts_every_connection() {
+        let mut client = ring::run(&RingConfig { entries: 8, ..RingConfig::default() }, async {
+            let listener = Listener::bind(([127, 0, 0, 1], 0).into(), 8).unwrap();
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let shard = Rc::new(Shard::new(Config::default(), vec![listener.clone()], 8, [1, 2]));
+            ring::spawn(tasks::accept(shard.clone(), listener));
+            ring::spawn(tasks::flush(shard.clone()));
+            while shard.state.borrow().connections.len() == 0 {
+                clock::sleep(Duration::from_millis(1)).await;
+            }
+            shard.cut_all();
+            client
+        })
+        .unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        assert_eq!(client.read(&mut [0; 1]).unwrap(), 0);
+    }
+    /// A flood from one client is taken in piece by piece, and all of it.
+    #[test]
+    fn a_flood_is_taken_in_pieces() {
+        ring::run(&RingConfig { entries: 8, ..RingConfig::default() }, async {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let shard = Shard::new(Config::default(), Vec::new(), 8, [1, 2]);
+            let (conn, _) = shard.admit(Stream::from_std(listener.accept().unwrap().0)).unwrap();
+            let mut buffer = BytesMut::from("{\"action\":\"ping\"}\n".repeat(1000).as_bytes());
+            let mut pieces = 1;
+            while shard.take_in(conn, &mut buffer) == NextRead::Later {
+                shard.end_turn();
+                pieces += 1;
+            }
+            assert!(pieces > 2 && buffer.is_empty(), "{pieces} pieces, {} bytes left", buffer.len());
+            assert_eq!(shard.state.borrow().broker.pending_outputs(), 0);
+        })
+        .unwrap();
     }
 }

@@ -20,6 +20,7 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 /// Takes in connections until the listener is closed.
 pub(crate) async fn accept(shard: Rc<Shard>, listener: Listener) {
+    let _crash = CrashWithMe(shard.clone());
     let mut exhausted = false;
     loop {
         match listener.accept().await {
@@ -65,13 +66,16 @@ async fn read(shard: &Shard, conn: ConnId, stream: &Stream) {
                 return shard.lost(conn);
             }
         }
-        match shard.take_in(conn, &mut buffer) {
-            NextRead::Read(more) => missing = more,
-            NextRead::Discard => {
-                buffer.clear();
-                missing = 0;
+        missing = loop {
+            match shard.take_in(conn, &mut buffer) {
+                NextRead::Read(more) => break more,
+                NextRead::Later => ring::give_way().await,
+                NextRead::Discard => {
+                    buffer.clear();
+                    break 0;
+                }
             }
-        }
+        };
     }
 }
 
@@ -118,7 +122,7 @@ pub(crate) async fn keep_time(shard: Rc<Shard>) {
 }
 
 /// A bug that stops one task must not leave a server that half works: the shard ends, and says so.
-struct CrashWithMe(Rc<Shard>);
+pub(crate) struct CrashWithMe(pub(crate) Rc<Shard>);
 
 impl Drop for CrashWithMe {
     fn drop(&mut self) {

@@ -204,3 +204,20 @@ fn bad_frames_are_refused() {
     future.write_all(&Preface { version: 0, ..Preface::plain() }.encode()).unwrap();
     assert!(until_closed(&mut future).starts_with(&Preface::MAGIC));
 }
+
+/// A flood in one write is answered whole and in order, however the server cuts it into turns.
+#[test]
+fn a_flood_is_answered_whole() {
+    let server = server();
+    let mut json = Json::connect(&server);
+    let mut writer = json.socket.try_clone().unwrap();
+    let writing = std::thread::spawn(move || {
+        let flood: String =
+            (0..5000).map(|n| format!("{{\"id\":\"$sys.receivers\",\"clientId\":\"{n}\"}}\n")).collect();
+        writer.write_all(flood.as_bytes()).unwrap();
+    });
+    for n in 0..5000 {
+        assert_eq!(json.hear_a("response")["message"]["clientId"], n.to_string());
+    }
+    writing.join().unwrap();
+}

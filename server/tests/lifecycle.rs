@@ -4,7 +4,7 @@
 mod common;
 
 use std::{
-    io::Read,
+    io::{Read, Write},
     net::{TcpListener, TcpStream},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -167,6 +167,54 @@ fn slow_consumers_are_cut_off() {
         let ServerMessage::Reply(reply) = other.hear() else { panic!("no reply") };
         assert!(matches!(reply.code, Some(Code::HandlerLost | Code::NoHandler)), "{:?}", reply.code);
     }
+}
+
+/// What the driver refuses by itself is counted beside what the core refuses, and `$sys.stats` shows it.
+#[test]
+fn refusals_are_counted() {
+    let _alone = alone();
+    let mut config = Config::default();
+    config.listen = vec!["127.0.0.1:0".parse().unwrap()];
+    config.max_payload = 1 << 20;
+    config.outbound_limit = 2 << 20;
+    config.max_connections = Some(3);
+    config.handshake_timeout = Duration::from_millis(200);
+    let server = Server::builder().config(config).start().unwrap();
+    let mut asking = Binary::connect(&server);
+    let mut stranger = connect(&server);
+    stranger.write_all(b"hello\n").unwrap();
+    until_closed(&mut stranger);
+    drop(stranger);
+    until_closed(&mut connect(&server));
+    let mut deaf = Binary::connect(&server);
+    deaf.register("deaf");
+    for number in 1..=64 {
+        asking.request(number, "deaf", &[7; 1 << 20]);
+    }
+    for _ in 1..=64 {
+        assert!(matches!(asking.hear(), ServerMessage::Reply(_)));
+    }
+    let mut number = 64;
+    let mut total = |name: &str| {
+        number += 1;
+        asking.request(number, "$sys.stats", b"null");
+        let ServerMessage::Reply(reply) = asking.hear() else { panic!("no reply") };
+        let stats: Value = serde_json::from_slice(reply.content.payload()).unwrap();
+        stats["total"][name].as_u64().unwrap()
+    };
+    assert_eq!(total("connectionsUnreadable"), 1);
+    assert_eq!(total("connectionsMute"), 1);
+    assert_eq!(total("connectionsSlow"), 1);
+    let _others: Vec<_> = (0..3)
+        .map(|_| {
+            let mut other = Json::connect(&server);
+            other.say("{\"action\":\"ping\"}\n");
+            other.hear();
+            other
+        })
+        .collect();
+    // One, or one more if the server had not yet seen the end of an earlier connection.
+    assert!(total("connectionsSurplus") >= 1);
 }
 
 /// Each way in which a server does not start says what to do and how the command is to exit.

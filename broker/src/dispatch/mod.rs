@@ -18,21 +18,32 @@ impl Broker {
             None => {
                 let name = bytes::Bytes::copy_from_slice(name);
                 let ready = Ready::new(self.config.policy);
-                let (handlers, queue) = (Vec::new(), Queue::default());
+                let (handlers, queue) = (Default::default(), Queue::default());
                 let action =
                     self.actions.insert(Action { name: name.clone(), handlers, ready, queue, paced: false });
                 self.action_by_name.insert(name, action);
                 action
             }
         };
+        self.place_count += 1;
+        let joined = self.place_count;
         let (held, legs) = (Vec::new(), Default::default());
-        let handler = Handler { conn, action, registration, credit, held, place: None, legs, retired: false };
-        let key = self.handlers.insert(handler);
+        let key = self.handlers.insert(Handler {
+            conn,
+            action,
+            joined,
+            registration,
+            credit,
+            held,
+            place: None,
+            legs,
+            retired: false,
+        });
         if let Some(connection) = self.connection_mut(conn) {
             connection.handlers.push(key);
         }
         if let Some(action) = self.actions.get_mut(action) {
-            action.handlers.push(key);
+            action.handlers.insert(joined, key);
             if action.handlers.len() == 1 {
                 self.receivers_changed();
             }
@@ -53,11 +64,11 @@ impl Broker {
         self.displace(key);
         let Some(handler) = self.handlers.get_mut(key).filter(|handler| !handler.retired) else { return };
         handler.retired = true;
-        let (action, legs) = (handler.action, std::mem::take(&mut handler.legs));
+        let (action, joined, legs) = (handler.action, handler.joined, std::mem::take(&mut handler.legs));
         for (request, leg) in legs {
             self.end_waiting_leg(request, leg);
         }
-        self.leave_action(action, key);
+        self.leave_action(action, joined);
         self.offer_credit(key);
     }
 
@@ -85,24 +96,31 @@ impl Broker {
         for (request, leg) in handler.legs {
             self.end_waiting_leg(request, leg);
         }
+        let mut again_at = None;
         for request in again.into_iter().rev() {
             // The action may have been left by all, and registered anew since.
             let name = self.kept_of(request).map(|kept| kept.content.name());
             match name.and_then(|name| self.action_by_name.get(name)).copied() {
-                Some(action) => self.enqueue(action, request, true),
+                Some(action) => {
+                    self.enqueue(action, request, true);
+                    again_at = Some(action);
+                }
                 None => self.end_with_error(request, Code::HandlerLost, HANDLER_LOST.to_owned()),
             }
         }
         if !handler.retired {
-            self.leave_action(handler.action, key);
+            self.leave_action(handler.action, handler.joined);
         }
-        self.dispatch(handler.action);
+        // The action may be another than the handler's own: see above.
+        if let Some(action) = again_at {
+            self.dispatch(action);
+        }
     }
 
     /// An action that is left by its last handler ends all that waits for it.
-    fn leave_action(&mut self, action_key: Key<Action>, handler: Key<Handler>) {
+    fn leave_action(&mut self, action_key: Key<Action>, joined: u64) {
         let Some(action) = self.actions.get_mut(action_key) else { return };
-        action.handlers.retain(|key| *key != handler);
+        action.handlers.remove(&joined);
         if !action.handlers.is_empty() {
             return;
         }
@@ -169,6 +187,10 @@ impl Broker {
         while let Some(key) = action.queue.line.pop_front() {
             // A key may stand twice in the line after a redelivery; only the request's own state counts.
             if let Some(request) = self.requests.get(key).filter(|request| request.is_queued()) {
+                if self.deliveries.is_full() {
+                    self.counters.refused_overloaded += 1;
+                    return self.end_with_error(key, Code::Overloaded, TOO_MANY_HELD.to_owned());
+                }
                 action.queue.waiting -= 1;
                 action.queue.bytes -= request.content_bytes as usize;
                 return self.dispatch_now(action_key, key, None);
@@ -277,6 +299,10 @@ impl Broker {
         }
     }
 }
+
+/// What a requester is told whose request finds no slot any more.
+pub(crate) const TOO_MANY_HELD: &str =
+    "handlers hold as many requests as the server can count: try again later";
 
 /// What a requester is told whose request went down with its handler.
 pub(crate) const HANDLER_LOST: &str = "the handler's connection was lost before it answered; it may have run";

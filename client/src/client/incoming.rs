@@ -14,9 +14,16 @@ use crate::{
     output::{Delivery, Event, Output, RegistrationId},
 };
 
+/// Numbers that a server may claim to be used up. A session cannot count so far; half of all numbers are left to it.
+const MAX_NEXT_NUMBER: u64 = u64::MAX / 2;
+
 impl Client {
     pub(super) fn received_in_greeting(&mut self, message: ServerMessage, now: Time) {
         let error = match message {
+            ServerMessage::Welcome(welcome) if welcome.next_number > MAX_NEXT_NUMBER => {
+                let number = welcome.next_number;
+                Error::new(Code::Malformed, format!("the server's welcome begins at request {number}"))
+            }
             ServerMessage::Welcome(welcome) => return self.welcome(welcome, now),
             ServerMessage::Ping(number) => return self.say(ClientMessage::Pong(number)),
             ServerMessage::Pong(_) => return,

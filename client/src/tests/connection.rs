@@ -56,6 +56,14 @@ fn pauses_grow_and_start_again() {
     assert!(pause(&rig.lose("cut")).unwrap() <= ms(1200));
 }
 
+/// An interval beyond all reason is no reason to panic.
+#[test]
+fn a_pause_has_an_end() {
+    let mut rig = Rig::new(ClientConfig { reconnect_interval: Duration::MAX, ..config() });
+    rig.client.connect_failed("refused", rig.now);
+    assert!(pause(&rig.outputs()).is_some());
+}
+
 /// The same seed gives the same pauses.
 #[test]
 fn pauses_follow_the_seed() {
@@ -77,6 +85,18 @@ fn silence_is_noticed() {
     assert_eq!(outputs[..2], [Output::Send(ClientMessage::Ping(3)), Output::Disconnect]);
     assert!(pause(&outputs).is_some());
     assert_eq!(rig.client.counters().lost_connections, 1);
+}
+
+/// A server whose message takes long to arrive is not silent.
+#[test]
+fn a_slow_message_is_no_silence() {
+    let mut rig = Rig::ready(config());
+    for _ in 0..4 {
+        rig.pass(secs(14));
+        rig.client.heard(rig.now);
+    }
+    assert!(rig.client.is_ready());
+    assert!(pause(&rig.pass(secs(20))).is_some());
 }
 
 /// A server that accepts but does not greet is tried again, or, where that is not wanted, reported as not reached.

@@ -53,6 +53,29 @@ fn errors_keep_what_they_say() {
     assert_eq!(ends(&rig.receive(failure(number, Code::NoHandler))), [(2, Some(Code::NoHandler), true)]);
 }
 
+/// Sends that are all refused, and so never followed by an `accepted`, leave nothing behind: an invariant says so.
+#[test]
+fn refused_sends_are_forgotten() {
+    let mut rig = Rig::ready(config());
+    for token in 0..100 {
+        let number = rig.sent(RequestFlags::SEND, token);
+        rig.receive(failure(number, Code::NoHandler));
+    }
+    assert_eq!(rig.client.open_requests(), 0);
+}
+
+/// A welcome that leaves no numbers is no welcome.
+#[test]
+fn a_welcome_without_numbers() {
+    let mut rig = Rig::new(config());
+    rig.client.connected(rig.now);
+    rig.outputs();
+    let welcome = Welcome { next_number: u64::MAX, ..Welcome::default() };
+    let outputs = rig.receive(ServerMessage::Welcome(welcome));
+    assert_eq!(outputs[0], Output::Disconnect);
+    assert!(!rig.client.is_ready());
+}
+
 /// Numbers begin where the welcome says, rise by one, and never fall back, whatever the next welcome says.
 #[test]
 fn numbers_rise() {

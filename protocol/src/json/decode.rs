@@ -13,7 +13,10 @@ use super::{
 };
 use crate::{
     Code, Content, Span, WireError,
-    limits::{JSON_OVERHEAD_BYTES, MAX_OPTIONS_BYTES, MAX_SESSION_BYTES, MAX_TAG_BYTES},
+    limits::{
+        JSON_OVERHEAD_BYTES, MAX_OPTIONS_BYTES, MAX_OWN_CODE_BYTES, MAX_SESSION_BYTES, MAX_TAG_BYTES,
+        MIN_SHARED_BYTES,
+    },
     message::{Answer, ClientMessage, Progress, Register, Request, Target, Verdict},
 };
 
@@ -253,6 +256,15 @@ impl Reader<'_> {
                 None => value.to_json().into(),
             },
         };
+        // Both may go to a binary client, whose frames have these bounds.
+        for (key, length, most) in [
+            ("message.info.code", code.len(), MAX_OWN_CODE_BYTES),
+            ("message.info.error", text.len(), self.rules.max_payload as usize),
+        ] {
+            if length > most {
+                return Err(too_large(key, length, most));
+            }
+        }
         Ok(Answer {
             delivery: self.delivery(message.server_id)?,
             sequence: 0,
@@ -306,10 +318,18 @@ impl Reader<'_> {
         self.object.slice(span.start as usize..span.end as usize)
     }
 
-    /// Puts the parts over the object's own buffer, or where one of them is not in it, into a new one.
+    /// Puts the parts over the object's own buffer; or into a new one, where one of them is not in it, or where they would
+    /// pin much that nobody reads and no bound counts: members that are not known.
     fn content(&self, parts: Parts<'_>) -> Content {
         let name = parts.name.as_ref().map_or(Some(Span::default()), Name::span);
-        if let (Some(name), Some(payload), true) = (name, parts.payload, parts.headers.is_empty()) {
+        let worth_sharing = |name: Span, payload: Span| {
+            let used = name.len() + parts.tag.len() + parts.options.len() + payload.len();
+            parts.headers.is_empty()
+                && (self.object.len() < MIN_SHARED_BYTES || used >= self.object.len() / 2)
+        };
+        if let (Some(name), Some(payload)) = (name, parts.payload)
+            && worth_sharing(name, payload)
+        {
             let object = self.object.clone();
             return Content::from_spans(object, name, parts.tag, parts.options, Span::default(), payload)
                 .validated();
@@ -366,6 +386,7 @@ fn written(members: &Members, member: Member, key: &str, most: usize) -> Result<
 }
 
 fn too_large(key: &str, bytes: usize, most: usize) -> WireError {
-    let hint = if key == "data" { " by the server's --max-payload" } else { "" };
+    let hint =
+        if matches!(key, "data" | "message.info.error") { " by the server's --max-payload" } else { "" };
     WireError::new(Code::TooLarge, format!("`{key}` has {bytes} bytes, {most} are allowed{hint}"))
 }

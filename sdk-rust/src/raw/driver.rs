@@ -1,6 +1,7 @@
 //! The client's own task: it opens connections, moves bytes, lets time pass, and calls the sink.
 
 use std::{
+    panic::{self, AssertUnwindSafe},
     pin::{Pin, pin},
     sync::Arc,
     time::Instant,
@@ -23,8 +24,7 @@ use crate::Address;
 const CROWD: usize = 4;
 
 /// Runs until the client is closed.
-pub(super) async fn run(client: Client, address: Address, sink: Arc<dyn CompletionSink>) {
-    let mut driver = Driver { client, sink, batch: Batch::default(), messages: Vec::new() };
+pub(super) async fn run(mut driver: Driver, address: Address) {
     let mut alarm = Alarm::new();
     loop {
         let turn = driver.turn();
@@ -41,7 +41,9 @@ pub(super) async fn run(client: Client, address: Address, sink: Arc<dyn Completi
     }
 }
 
-struct Driver {
+/// What the task works with. It exists before the task does: a runtime that ends before the first poll ends the client
+/// too.
+pub(super) struct Driver {
     client: Client,
     sink: Arc<dyn CompletionSink>,
     batch: Batch,
@@ -49,9 +51,18 @@ struct Driver {
 }
 
 impl Driver {
+    pub(super) fn new(client: Client, sink: Arc<dyn CompletionSink>) -> Self {
+        Self { client, sink, batch: Batch::default(), messages: Vec::new() }
+    }
+
     /// Lets time pass and hands out what there is. No lock is held while the sink runs.
     fn turn(&mut self) -> Turn {
         let turn = self.client.shared.turn(&mut self.batch);
+        self.hand_out();
+        turn
+    }
+
+    fn hand_out(&mut self) {
         if !self.batch.completions.is_empty() {
             self.sink.complete(&self.client, &mut self.batch.completions);
             self.batch.completions.clear();
@@ -63,7 +74,6 @@ impl Driver {
         for notice in self.batch.notices.drain(..) {
             self.sink.notice(&self.client, notice);
         }
-        turn
     }
 
     /// Sleeps without a connection.
@@ -162,7 +172,17 @@ impl Driver {
 impl Drop for Driver {
     fn drop(&mut self) {
         self.client.close();
-        self.turn();
+        // It may be the sink that panicked. It is still given the rest, but a second panic while the first one unwinds
+        // would end the process.
+        let rest: [fn(&mut Self); 2] = [Self::hand_out, |driver| {
+            driver.turn();
+        }];
+        for step in rest {
+            if panic::catch_unwind(AssertUnwindSafe(|| step(self))).is_err() {
+                tracing::error!("the completion sink panicked: it is not given the rest of this batch");
+                self.batch = Batch::default();
+            }
+        }
         self.client.shared.end();
     }
 }

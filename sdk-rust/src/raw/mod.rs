@@ -53,7 +53,7 @@ pub use ringpost_protocol::{
 };
 use tokio::runtime::Handle;
 
-use self::shared::Shared;
+use self::{driver::Driver, shared::Shared};
 use crate::Address;
 
 /// Takes what comes back. Called by the client's own task, one call at a time, with no lock held: it may call the
@@ -115,7 +115,7 @@ impl Client {
             )
         })?;
         let client = Self { shared: Arc::new(Shared::new(config)) };
-        runtime.spawn(driver::run(client.clone(), address, sink));
+        runtime.spawn(driver::run(Driver::new(client.clone(), sink), address));
         Ok(client)
     }
 

@@ -41,6 +41,16 @@ pub(super) struct Wanted {
     pub(super) disconnect: bool,
 }
 
+impl Wanted {
+    /// Takes what is to be done now. The next connection has to wait for the end of the one before it: where both are
+    /// wanted, it stays.
+    fn take_next(&mut self) -> Self {
+        let now = Self { connect: self.connect && !self.disconnect, disconnect: self.disconnect };
+        *self = Self { connect: self.connect && self.disconnect, disconnect: false };
+        now
+    }
+}
+
 /// The task sleeps until then, or until it is woken.
 #[derive(Debug, Clone, Copy)]
 struct Asleep {
@@ -126,10 +136,13 @@ impl Shared {
         result
     }
 
-    /// Gives the core what was received.
+    /// Gives the core what was received: the messages that a read completed, or none.
     pub(super) fn receive(&self, messages: &mut Vec<ServerMessage>) {
         let now = self.now();
         let mut state = self.lock();
+        if messages.is_empty() {
+            state.client.heard(now);
+        }
         for message in messages.drain(..) {
             state.client.received(message, now);
         }
@@ -147,7 +160,7 @@ impl Shared {
         }
         mem::swap(&mut state.batch, batch);
         Turn {
-            wanted: mem::take(&mut state.wanted),
+            wanted: state.wanted.take_next(),
             closed: state.client.closed().is_some(),
             open: state.client.open_requests() + state.client.held_deliveries(),
         }
@@ -155,8 +168,8 @@ impl Shared {
 
     /// Takes what is to be written, and gives back buffers that were.
     pub(super) fn take_outgoing(&self, into: &mut impl Extend<Segment>, written: &mut Vec<Vec<u8>>) {
-        let mut state = self.lock();
-        let state = &mut *state;
+        let mut guard = self.lock();
+        let state = &mut *guard;
         while let Some(mut buffer) = written.pop() {
             if state.spare.len() < SPARE_BUFFERS && buffer.capacity() <= SPARE_BYTES {
                 buffer.clear();
@@ -164,8 +177,10 @@ impl Shared {
             }
         }
         into.extend(std::iter::from_fn(|| state.outgoing.pop(|| state.spare.pop().unwrap_or_default())));
-        // There is room now. Whoever wakes before the lock is free waits for it shortly, and only when it was full.
-        state.crowd.drain(..).for_each(Waker::wake);
+        // There is room now. Wakers are the application's: they are called without the lock.
+        let crowd = mem::take(&mut state.crowd);
+        drop(guard);
+        crowd.into_iter().for_each(Waker::wake);
     }
 
     /// The socket is gone: what was to be written on it is nobody's.
@@ -266,5 +281,43 @@ impl State {
             self.asleep = None;
         }
         due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{Arc, Weak},
+        task::Wake,
+    };
+
+    use super::*;
+
+    /// A connection that is wanted in place of another one is not forgotten over the end of that one: so it is when
+    /// the task comes late, and the pause between the two is over already.
+    #[test]
+    fn the_next_connection_waits_for_the_end_of_this_one() {
+        let mut wanted = Wanted { connect: true, disconnect: true };
+        assert_eq!(wanted.take_next(), Wanted { connect: false, disconnect: true });
+        assert_eq!(wanted.take_next(), Wanted { connect: true, disconnect: false });
+        assert_eq!(wanted.take_next(), Wanted::default());
+    }
+
+    /// Whatever a waker does when it is called, the client's lock is free.
+    #[test]
+    fn wakers_may_call_the_client() {
+        struct Caller(Weak<Shared>);
+        impl Wake for Caller {
+            fn wake(self: Arc<Self>) {
+                let shared = self.0.upgrade().unwrap();
+                assert!(shared.state.try_lock().is_ok());
+            }
+        }
+        let shared = Arc::new(Shared::new(ClientConfig::default()));
+        shared.lock().outgoing.tail().resize(ROOM_BYTES, 0);
+        let waker = Arc::new(Caller(Arc::downgrade(&shared))).into();
+        assert!(shared.poll_room(&mut Context::from_waker(&waker)).is_pending());
+        shared.take_outgoing(&mut Vec::new(), &mut Vec::new());
+        assert!(shared.poll_room(&mut Context::from_waker(&waker)).is_ready());
     }
 }

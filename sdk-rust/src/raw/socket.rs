@@ -55,6 +55,8 @@ pub(super) async fn dial(address: &Address) -> Result<TcpStream, String> {
 pub(super) struct Receiver<'a> {
     half: tcp::ReadHalf<'a>,
     buffer: BytesMut,
+    /// At least the size of the allocation behind the buffer, whose capacity is only what is left of it.
+    allocated: usize,
     frames: FrameReader,
     greeted: bool,
 }
@@ -64,6 +66,7 @@ impl<'a> Receiver<'a> {
         Self {
             half,
             buffer: BytesMut::new(),
+            allocated: 0,
             frames: FrameReader::new(DEFAULT_MAX_PAYLOAD_BYTES),
             greeted: false,
         }
@@ -71,10 +74,8 @@ impl<'a> Receiver<'a> {
 
     /// Reads once, as much as there is. 0 at the end of the stream. Nothing is lost when its future is dropped.
     pub(super) async fn read(&mut self) -> io::Result<usize> {
-        let room = self.frames.missing(&self.buffer).clamp(READ_BYTES, MAX_READ_BYTES);
-        if self.buffer.capacity() - self.buffer.len() < READ_BYTES / 4 {
-            self.buffer.reserve(room);
-        }
+        let missing = self.frames.missing(&self.buffer);
+        prepare(&mut self.buffer, &mut self.allocated, missing);
         self.half.read_buf(&mut self.buffer).await
     }
 
@@ -100,6 +101,18 @@ impl<'a> Receiver<'a> {
             messages.push(message);
         }
         Ok(())
+    }
+}
+
+/// Makes room for the next read; `missing` bytes complete the frame at the front of the buffer, as far as known.
+fn prepare(buffer: &mut BytesMut, allocated: &mut usize, missing: usize) {
+    if buffer.is_empty() && *allocated > 2 * READ_BYTES {
+        // What a large frame needed: the small replies behind it would each keep all of it.
+        *buffer = BytesMut::with_capacity(READ_BYTES);
+        *allocated = buffer.capacity();
+    } else if buffer.capacity() - buffer.len() < READ_BYTES / 4 {
+        buffer.reserve(missing.clamp(READ_BYTES, MAX_READ_BYTES));
+        *allocated = (*allocated).max(buffer.capacity());
     }
 }
 
@@ -189,5 +202,36 @@ pub(super) async fn part(mut sender: Sender<'_>, mut receiver: Receiver<'_>) -> 
     match timeout(FAREWELL_TIMEOUT, orderly).await {
         Ok(result) => result,
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a large frame needed is given back behind it; small ones share one buffer.
+    #[test]
+    fn lets_go_of_a_large_buffer() {
+        let (mut buffer, mut allocated) = (BytesMut::new(), 0);
+        for _ in 0..3 {
+            while buffer.capacity() < 4 << 20 {
+                let missing = (16 << 20) - buffer.len();
+                prepare(&mut buffer, &mut allocated, missing);
+                buffer.resize(buffer.capacity(), 7);
+            }
+            let allocation = buffer.as_ptr_range();
+            buffer.truncate(buffer.len() - READ_BYTES);
+            drop(buffer.split().freeze());
+            prepare(&mut buffer, &mut allocated, 0);
+            assert!(!allocation.contains(&buffer.as_ptr()));
+            assert_eq!(buffer.capacity(), READ_BYTES);
+        }
+        let first = buffer.as_ptr();
+        for _ in 0..100 {
+            buffer.extend_from_slice(&[7; 1000]);
+            drop(buffer.split_to(1000).freeze());
+            prepare(&mut buffer, &mut allocated, 0);
+        }
+        assert_eq!(buffer.as_ptr(), first);
     }
 }

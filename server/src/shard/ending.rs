@@ -1,6 +1,6 @@
 //! How connections end, each by itself or all because the server leaves; and what is due when.
 
-use ringpost_broker::{ConnId, Input};
+use ringpost_broker::{ConnId, Input, RefusalCause};
 use ringpost_protocol::{
     WireError,
     time::{Now, Time},
@@ -10,6 +10,11 @@ use super::{LEAVE_TIME, Leaving, State, traffic::mark};
 use crate::connections::{Connection, Key, Phase, Waiting};
 
 impl State {
+    /// The core keeps the counters of all refusals, also of those that are not its own.
+    pub(super) fn count(&mut self, cause: RefusalCause, now: Now) {
+        self.broker.handle(Input::Refused { cause }, now);
+    }
+
     /// Tells a client why it is closed, and closes.
     pub(super) fn refuse(&mut self, conn: ConnId, error: &WireError, now: Now) {
         if let Some(connection) = self.connections.get_mut(conn)
@@ -37,12 +42,19 @@ impl State {
     pub(super) fn lose(&mut self, conn: ConnId, now: Now) {
         let Some(connection) = self.connections.get_mut(conn) else { return };
         if connection.phase != Phase::Gone {
-            connection.phase = Phase::Gone;
-            connection.out.clear();
-            connection.receivers = None;
-            shut_down(connection, std::net::Shutdown::Both);
-            connection.wake.set();
+            cut(connection);
             self.forget(conn, now);
+        }
+    }
+
+    /// Cuts every connection without a word to the core, which may be what crashed.
+    pub(super) fn cut_all(&mut self) {
+        self.close_listeners();
+        for conn in self.connections.numbers() {
+            if let Some(connection) = self.connections.get_mut(conn) {
+                connection.known = false;
+                cut(connection);
+            }
         }
     }
 
@@ -73,12 +85,14 @@ impl State {
                     self.config.handshake_timeout
                 );
                 tracing::debug!(conn = %key.conn, message);
+                self.count(RefusalCause::Mute, now);
                 self.refuse(key.conn, &WireError::malformed(message), now);
             }
         }
         while let Some(key) = self.flushing.expire(now.mono) {
             if self.still(key, Phase::Ending, |_| true) {
                 tracing::debug!(conn = %key.conn, "cut: it did not read its last messages");
+                self.count(RefusalCause::Slow, now);
                 self.lose(key.conn, now);
             }
         }
@@ -130,6 +144,14 @@ impl State {
             listener.close();
         }
     }
+}
+
+fn cut(connection: &mut Connection) {
+    connection.phase = Phase::Gone;
+    connection.out.clear();
+    connection.receivers = None;
+    shut_down(connection, std::net::Shutdown::Both);
+    connection.wake.set();
 }
 
 pub(super) fn shut_down(connection: &Connection, how: std::net::Shutdown) {

@@ -1,7 +1,7 @@
 //! Messages on their way: out of a read into the core, and out of the core into what waits to be sent.
 
 use bytes::BytesMut;
-use ringpost_broker::{CloseReason, ConnId, Input, Output, Speaks};
+use ringpost_broker::{CloseReason, ConnId, Input, Output, RefusalCause, Speaks};
 use ringpost_protocol::{
     Code, WireError,
     dialect::{Decoded, Dialect},
@@ -11,6 +11,11 @@ use ringpost_protocol::{
 
 use super::{NextRead, State};
 use crate::connections::{Connection, Phase};
+
+/// Messages of one connection that are taken in before others have their turn. No figure gains by more.
+const MAX_MESSAGES: usize = 256;
+/// The same for what follows from them: one broadcast can be a delivery to each of many handlers.
+const MAX_OUTPUTS: usize = 1024;
 
 /// What became of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,19 +27,31 @@ enum Sent {
 }
 
 impl State {
+    /// Takes in whole messages from the buffer, up to a bound: a flood from one client must not make others wait.
     #[inline]
     pub(super) fn take_in(&mut self, conn: ConnId, buffer: &mut BytesMut, now: Now) -> NextRead {
         let Some(connection) = self.connections.get_mut(conn) else { return NextRead::Discard };
         if connection.phase != Phase::Open {
             return NextRead::Discard;
         }
+        let mut taken = 0;
         loop {
             match connection.codec.decode(&mut self.parser, buffer, &mut connection.out) {
                 Ok(Decoded::Message(message)) => {
                     connection.greeted = true;
                     self.broker.handle(Input::Message { conn, message }, now);
+                    taken += 1;
+                    let enough = taken >= MAX_MESSAGES || self.broker.pending_outputs() >= MAX_OUTPUTS;
+                    if enough && !buffer.is_empty() {
+                        return NextRead::Later;
+                    }
                 }
-                Ok(Decoded::NeedMore) => return NextRead::Read(connection.codec.missing(buffer)),
+                Ok(Decoded::NeedMore) => {
+                    if taken == 0 && connection.known {
+                        self.broker.handle(Input::Heard { conn }, now);
+                    }
+                    return NextRead::Read(connection.codec.missing(buffer));
+                }
                 Ok(Decoded::Opened(dialect)) if !connection.surplus => {
                     mark(&mut self.dirty, conn, connection);
                     connection.known = true;
@@ -56,6 +73,7 @@ impl State {
                         self.max_connections
                     );
                     tracing::warn!(%conn, peer = connection.peer(), message);
+                    self.count(RefusalCause::Surplus, now);
                     self.refuse(conn, &WireError::new(Code::Overloaded, message), now);
                     return NextRead::Discard;
                 }
@@ -63,6 +81,7 @@ impl State {
                     tracing::debug!(%conn, peer = connection.peer(), %error, "refused");
                     // First the answers to what came before it: nothing is sent behind a refusal.
                     self.act(now);
+                    self.count(RefusalCause::Unreadable, now);
                     self.refuse(conn, &error, now);
                     return NextRead::Discard;
                 }
@@ -118,6 +137,7 @@ impl State {
         if waiting as u64 > self.config.outbound_limit {
             let (peer, limit) = (connection.peer(), self.config.outbound_limit);
             tracing::warn!(%conn, peer, waiting, limit, "closed: it does not read what it is sent (outbound-limit)");
+            self.count(RefusalCause::Slow, now);
             self.lose(conn, now);
         }
         if encoded.is_ok() { Sent::Done } else { Sent::NotJson }

@@ -147,6 +147,37 @@ fn sizes() {
     );
 }
 
+/// A handler's error may go to a binary client, and has the bounds of its frames.
+#[test]
+fn sizes_of_a_failure() {
+    let failure = |error: usize, code: usize| {
+        let (error, code) = ("x".repeat(error), "y".repeat(code));
+        format!(
+            r#"{{"action":"error","message":{{"serverId":"0123456789abcdef-1","info":{{"error":"{error}","code":"{code}"}}}}}}"#
+        )
+    };
+    let most = MAX_PAYLOAD as usize;
+    assert_eq!(decode(failure(most, 255)).messages.len(), 1);
+    refused(failure(most + 1, 0), Code::TooLarge, "`message.info.error`");
+    refused(failure(1, 256), Code::TooLarge, "`message.info.code`");
+}
+
+/// Members that nobody reads are not kept with those that are.
+#[test]
+fn what_is_not_known_is_not_kept() {
+    let kept = |text: String| {
+        let decoded = decode(text);
+        let [ClientMessage::Request(request)] = &decoded.messages[..] else { panic!("{decoded:?}") };
+        let (payload, whole) = (request.content.payload_bytes(), request.content.options_bytes());
+        assert_eq!((&payload[..], &whole[..]), (&b"1"[..], &b"{}"[..]));
+        // Parts of one small buffer lie side by side.
+        payload.as_ptr().addr().abs_diff(whole.as_ptr().addr())
+    };
+    let text = |junk: usize| format!(r#"{{"id":"a","options":{{}},"x":"{}","data":1}}"#, "x".repeat(junk));
+    assert!(kept(text(100)) > 100, "not worth a copy");
+    assert!(kept(text(50_000)) < 10);
+}
+
 /// What a requester may send, a handler can send back: data may be as deep in a reply as in a request.
 #[test]
 fn depth() {
