@@ -17,7 +17,7 @@ impl Broker {
                 (Some(Code::NoHandler), Content::from_payload(message))
             }
         };
-        self.reply_at_once(conn, session, asked, code, content);
+        self.reply_at_once(session, asked, code, content);
         self.close_if_finished(conn);
     }
 
@@ -31,6 +31,8 @@ impl Broker {
         let now = [
             ("connectionsBinary", connections(Speaks::Binary)),
             ("connectionsJson", connections(Speaks::Json)),
+            ("sessions", self.sessions.len() as u64),
+            ("sessionsAway", self.detached as u64),
             ("actions", self.actions.len() as u64),
             ("handlers", self.handlers.len() as u64),
             ("openRequests", self.requests.len() as u64),

@@ -226,7 +226,8 @@ impl Broker {
         if request.flags.has(RequestFlags::PROGRESS)
             && let Some(session) = self.sessions.get(request.session)
         {
-            let (conn, content) = (session.conn, std::mem::take(&mut progress.content));
+            let Some(conn) = session.listens() else { return };
+            let content = std::mem::take(&mut progress.content);
             let message = Progress { number: request.number, tag: self.tag_of(request), content };
             self.send(conn, ServerMessage::Progress(message));
         }
@@ -263,7 +264,11 @@ impl Broker {
                 );
                 self.send(
                     conn,
-                    ServerMessage::Reply(Reply { code: Some(Code::Unsupported), content, ..std::mem::take(reply) }),
+                    ServerMessage::Reply(Reply {
+                        code: Some(Code::Unsupported),
+                        content,
+                        ..std::mem::take(reply)
+                    }),
                 );
             }
             _ => {}
@@ -296,9 +301,7 @@ impl Broker {
         if request.wants_reply() {
             self.send_outcome(request, code, None, content, handled);
         }
-        if let Some(session) = self.sessions.get(session) {
-            self.close_if_finished(session.conn);
-        }
+        self.close_if_session_finished(session);
     }
 
     pub(crate) fn send_outcome(
@@ -309,15 +312,13 @@ impl Broker {
         content: Content,
         handled: bool,
     ) {
-        let Some(session) = self.sessions.get_mut(request.session) else { return };
-        session.sequence += 1;
-        let conn = session.conn;
+        let session = request.session;
         let handled_after_ms =
             if handled { millis_between(request.received.mono, self.now.mono) } else { u32::MAX };
         let reply = Reply {
             number: request.number,
             tag: request.tag,
-            sequence: session.sequence,
+            sequence: 0,
             code,
             leg,
             attempt: request.attempt,
@@ -326,7 +327,7 @@ impl Broker {
             handled_after_ms,
             content,
         };
-        self.send(conn, ServerMessage::Reply(reply));
+        self.put_out(session, reply);
     }
 
     /// Takes a request out of all tables. Handlers that hold it keep their slot until they answer.

@@ -1,5 +1,7 @@
 //! The core's rules, one by one. The simulation in `tests/` joins them with the client's side under a bad network.
 
+mod sessions;
+
 use std::time::Duration;
 
 use ringpost_protocol::{

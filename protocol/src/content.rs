@@ -1,6 +1,6 @@
 //! The variable parts of a message, as spans of the one buffer that they arrived in.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 /// A part of a [`Content`]'s buffer: from `start` up to, not including, `end`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -178,11 +178,24 @@ impl Content {
         if self.bytes.len() >= kept_bytes {
             return;
         }
+        self.replace_buffer(Bytes::copy_from_slice);
+    }
+
+    /// Moves the parts to the end of a buffer that is filled by many messages.
+    pub fn detach_into(&mut self, chunk: &mut BytesMut) {
+        self.replace_buffer(|used| {
+            chunk.extend_from_slice(used);
+            chunk.split().freeze()
+        });
+    }
+
+    /// Exchanges the buffer for a copy of the part of it that is used.
+    fn replace_buffer(&mut self, copy: impl FnOnce(&[u8]) -> Bytes) {
         let spans = [self.name, self.tag, self.options, self.headers, self.payload];
         let used = || spans.iter().filter(|span| !span.is_empty());
         let start = used().map(|span| span.start).min().unwrap_or(0) as usize;
         let end = used().map(|span| span.end).max().unwrap_or(0) as usize;
-        self.bytes = Bytes::copy_from_slice(&self.bytes[start..end]);
+        self.bytes = copy(&self.bytes[start..end]);
         for span in [&mut self.name, &mut self.tag, &mut self.options, &mut self.headers, &mut self.payload] {
             *span = span.moved(start);
         }

@@ -1,5 +1,10 @@
 //! The client programs that docs/PROTOCOL.md shows, run against a server as a reader would run them.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test stops at what is not right")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test stops at what is not right"
+)]
 
 mod common;
 

@@ -85,18 +85,22 @@ impl Broker {
         for (request, leg) in handler.legs {
             self.end_waiting_leg(request, leg);
         }
+        // The action may have been left by all, and registered anew since, when the handler was retired.
+        let mut heir = handler.action;
         for request in again.into_iter().rev() {
-            // The action may have been left by all, and registered anew since.
             let name = self.kept_of(request).map(|kept| kept.content.name());
             match name.and_then(|name| self.action_by_name.get(name)).copied() {
-                Some(action) => self.enqueue(action, request, true),
+                Some(action) => {
+                    heir = action;
+                    self.enqueue(action, request, true);
+                }
                 None => self.end_with_error(request, Code::HandlerLost, HANDLER_LOST.to_owned()),
             }
         }
         if !handler.retired {
             self.leave_action(handler.action, key);
         }
-        self.dispatch(handler.action);
+        self.dispatch(heir);
     }
 
     /// An action that is left by its last handler ends all that waits for it.
