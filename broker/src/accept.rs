@@ -6,7 +6,7 @@ use std::time::Duration;
 use ringpost_protocol::{
     Code, Content,
     limits::{check_name, check_own_name},
-    message::{Reply, Request as Asked, RequestFlags, ServerMessage, Tag, Target},
+    message::{Reply, Request as Asked, RequestFlags, Tag, Target},
     time::Time,
 };
 
@@ -314,11 +314,7 @@ impl Broker {
         };
         let tag = self.tag_of(request);
         for delivery in held {
-            let Some(handler) = self.deliveries.get(delivery).map(|delivery| delivery.handler) else {
-                continue;
-            };
-            let Some(conn) = self.handlers.get(handler).map(|handler| handler.conn) else { continue };
-            self.send(conn, ServerMessage::Cancel { delivery: delivery.raw(), tag: tag.clone() });
+            self.call_back_delivery(delivery, tag.clone());
         }
     }
 }

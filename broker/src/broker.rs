@@ -113,6 +113,7 @@ impl Broker {
         while let Some(timer) = self.timers.expire(now.mono) {
             match timer {
                 Timer::Request(request) => self.request_timed_out(request),
+                Timer::Overdue(delivery) => self.handler_is_stuck(delivery),
                 Timer::Linger(session) => self.end_session(session),
                 Timer::Liveness(conn) => self.check_liveness(conn),
                 Timer::Pacing => self.pacing_over(),

@@ -35,6 +35,7 @@ impl Broker {
             ("sessionsAway", self.detached as u64),
             ("actions", self.actions.len() as u64),
             ("handlers", self.handlers.len() as u64),
+            ("handlersStuck", self.handlers.iter().filter(|(_, handler)| handler.stuck).count() as u64),
             ("openRequests", self.requests.len() as u64),
             ("openDeliveries", self.deliveries.len() as u64),
             ("queuedRequests", queued as u64),

@@ -41,6 +41,8 @@ counters! {
     cancelled: "cancelled",
     /// Attempts that were lost with their handler.
     lost_attempts: "lostAttempts",
+    /// Handlers that counted as stuck for a time.
+    stuck_handlers: "stuckHandlers",
     /// Requests that ended with `handlerLost`.
     handler_lost: "handlerLost",
     /// Requests refused with `noHandler`.

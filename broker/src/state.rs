@@ -99,6 +99,8 @@ pub(crate) struct Handler {
     pub(crate) legs: VecDeque<(Key<Request>, u32)>,
     /// It takes nothing more, and is forgotten with its last answer.
     pub(crate) retired: bool,
+    /// It sits on something that it was called back from long ago. It gets nothing until it answers something.
+    pub(crate) stuck: bool,
 }
 
 #[derive(Debug)]
@@ -161,12 +163,16 @@ pub(crate) struct Delivery {
     pub(crate) leg: u32,
     /// Its place in [`Handler::held`].
     pub(crate) place: u32,
+    /// Set once nobody waits for the answer any more: when the handler counts as stuck.
+    pub(crate) overdue: Option<TimerId>,
 }
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Timer {
     /// A request's time is over.
     Request(Key<Request>),
+    /// A handler has not answered long after it was called back.
+    Overdue(Key<Delivery>),
     /// A session's client has been away for too long.
     Linger(Key<Session>),
     /// Look whether a connection is alive.

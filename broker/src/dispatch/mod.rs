@@ -26,7 +26,17 @@ impl Broker {
             }
         };
         let (held, legs) = (Vec::new(), Default::default());
-        let handler = Handler { conn, action, registration, credit, held, place: None, legs, retired: false };
+        let handler = Handler {
+            conn,
+            action,
+            registration,
+            credit,
+            held,
+            place: None,
+            legs,
+            retired: false,
+            stuck: false,
+        };
         let key = self.handlers.insert(handler);
         if let Some(connection) = self.connection_mut(conn) {
             connection.handlers.push(key);
@@ -67,9 +77,9 @@ impl Broker {
         let Some(handler) = self.handlers.remove(key) else { return };
         let mut lost: Vec<_> = Vec::with_capacity(handler.held.len());
         for delivery_key in handler.held {
-            if let Some(delivery) = self.deliveries.remove(delivery_key)
-                && let Some(request) = self.requests.get(delivery.request)
-            {
+            let Some(delivery) = self.deliveries.remove(delivery_key) else { continue };
+            self.not_overdue(&delivery);
+            if let Some(request) = self.requests.get(delivery.request) {
                 lost.push((request.count, delivery_key, delivery));
             }
         }
@@ -287,7 +297,7 @@ pub(crate) const HANDLER_LOST: &str = "the handler's connection was lost before 
 
 impl Handler {
     pub(crate) fn has_credit(&self) -> bool {
-        !self.retired && self.held.len() < self.credit as usize
+        !self.retired && !self.stuck && self.held.len() < self.credit as usize
     }
 }
 
