@@ -6,7 +6,7 @@ use std::time::Duration;
 use ringpost_protocol::{
     Code, Content,
     limits::{check_name, check_own_name},
-    message::{Reply, Request as Asked, RequestFlags, ServerMessage, Tag, Target},
+    message::{Reply, Request as Asked, RequestFlags, Tag, Target},
     time::Time,
 };
 
@@ -34,6 +34,7 @@ impl Broker {
         self.counters.requests += 1;
         let Some(connection) = self.connection(conn) else { return };
         let (speaks, Some(session_key)) = (connection.speaks, connection.session) else { return };
+        self.begin_anew(session_key);
         let Some(session) = self.sessions.get_mut(session_key) else { return };
         if asked.number == 0 {
             asked.number = session.next_number;
@@ -240,25 +241,22 @@ impl Broker {
             _ => self.counters.refused_malformed += 1,
         }
         let content = Content::from_payload(message);
-        self.reply_at_once(conn, session, asked, Some(code), content);
+        self.reply_at_once(session, asked, Some(code), content);
         self.close_if_finished(conn);
     }
 
     /// Answers a request that never became a living one.
     pub(crate) fn reply_at_once(
         &mut self,
-        conn: ConnId,
         session: Key<Session>,
         asked: &Asked,
         code: Option<Code>,
         content: Content,
     ) {
-        let Some(session) = self.sessions.get_mut(session) else { return };
-        session.sequence += 1;
         let reply = Reply {
             number: asked.number,
             tag: Tag::from_slice(asked.content.tag()),
-            sequence: session.sequence,
+            sequence: 0,
             code,
             leg: None,
             attempt: 0,
@@ -267,7 +265,7 @@ impl Broker {
             handled_after_ms: if code.is_none() { 0 } else { u32::MAX },
             content,
         };
-        self.send(conn, ServerMessage::Reply(reply));
+        self.put_out(session, reply);
     }
 
     pub(crate) fn cancel(&mut self, conn: ConnId, target: &Target) {
@@ -325,11 +323,7 @@ impl Broker {
         };
         let tag = self.tag_of(request);
         for delivery in held {
-            let Some(handler) = self.deliveries.get(delivery).map(|delivery| delivery.handler) else {
-                continue;
-            };
-            let Some(conn) = self.handlers.get(handler).map(|handler| handler.conn) else { continue };
-            self.send(conn, ServerMessage::Cancel { delivery: delivery.raw(), tag: tag.clone() });
+            self.call_back_delivery(delivery, tag.clone());
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     Broker, Speaks,
     dispatch::TOO_MANY_HELD,
     slab::Key,
-    state::{Handler, LegState, Legs, Request, RequestState},
+    state::{Handler, LegState, Legs, Request, RequestState, Session},
 };
 
 impl Broker {
@@ -23,7 +23,7 @@ impl Broker {
         request.state = RequestState::Broadcast(Box::new(Legs { open: expected, states }));
         request.attempt = 1;
         let (number, wants_reply, session) = (request.number, request.wants_reply(), request.session);
-        if let Some(conn) = self.sessions.get(session).map(|session| session.conn)
+        if let Some(conn) = self.sessions.get(session).and_then(Session::listens)
             && wants_reply
             && self.connection(conn).is_some_and(|connection| connection.speaks == Speaks::Binary)
         {
@@ -116,9 +116,7 @@ impl Broker {
         }
         if open == 0 {
             self.forget(key);
-            if let Some(session) = self.sessions.get(session) {
-                self.close_if_finished(session.conn);
-            }
+            self.close_if_session_finished(session);
         }
     }
 

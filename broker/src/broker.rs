@@ -2,10 +2,10 @@
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use foldhash::{SharedSeed, fast::SeedableRandomState};
 use ringpost_protocol::{
-    message::{ClientMessage, ServerMessage},
+    message::{ClientMessage, ServerMessage, Target},
     time::{Now, Time, Wheel},
 };
 
@@ -33,6 +33,10 @@ pub struct Broker {
     pub(crate) receivers: Receivers,
     /// Actions with work that waits for the dispatch interval, in turn.
     pub(crate) paced: VecDeque<Key<Action>>,
+    /// What outcomes that are kept are copied into, so that they do not pin the buffers they came in.
+    pub(crate) chunk: BytesMut,
+    /// Sessions whose client is away.
+    pub(crate) detached: usize,
     pub(crate) next_dispatch: Time,
     pub(crate) pacing_set: bool,
     /// Sessions to which an `accepted` is due at the end of the turn.
@@ -73,6 +77,8 @@ impl Broker {
             timers: Wheel::new(),
             receivers: Receivers::default(),
             paced: VecDeque::new(),
+            chunk: BytesMut::new(),
+            detached: 0,
             next_dispatch: Time::ZERO,
             pacing_set: false,
             accepted: Vec::new(),
@@ -109,6 +115,8 @@ impl Broker {
         while let Some(timer) = self.timers.expire(now.mono) {
             match timer {
                 Timer::Request(request) => self.request_timed_out(request),
+                Timer::Overdue(delivery) => self.handler_is_stuck(delivery),
+                Timer::Linger(session) => self.end_session(session),
                 Timer::Liveness(conn) => self.check_liveness(conn),
                 Timer::Pacing => self.pacing_over(),
                 Timer::Receivers => self.tell_receivers(),
@@ -182,8 +190,9 @@ impl Broker {
             ClientMessage::WatchReceivers(on) => self.watch_receivers(conn, *on),
             ClientMessage::Ping(token) => self.send(conn, ServerMessage::Pong(*token)),
             ClientMessage::Goaway => self.client_leaves(conn),
-            // Nothing is kept for these yet: plain outcomes end with their connection.
-            ClientMessage::Acknowledge(_) | ClientMessage::Pong(_) => {}
+            ClientMessage::Acknowledge(Target::Number(sequence)) => self.acknowledge(conn, *sequence),
+            // JSON acknowledges durable replies, which there are none of yet.
+            ClientMessage::Acknowledge(Target::Name(_)) | ClientMessage::Pong(_) => {}
         }
     }
 
@@ -208,8 +217,8 @@ impl Broker {
     pub(crate) fn tell_accepted(&mut self, session: Key<Session>) {
         if let Some(session) = self.sessions.get_mut(session)
             && let Some(upto) = session.accepted.take()
+            && let Some(conn) = session.listens()
         {
-            let conn = session.conn;
             self.send(conn, ServerMessage::Accepted { upto, tag: Default::default() });
         }
     }

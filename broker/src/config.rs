@@ -45,6 +45,15 @@ pub struct Config {
     pub max_ttl: Duration,
     /// Silence on a binary connection after which it is sent a ping. It counts as lost after three times that.
     pub ping_interval: Duration,
+    /// A handler that has not answered this long after it was called back gets nothing more until it answers.
+    pub stuck_after: Duration,
+    /// How long a session without a connection is remembered.
+    pub session_linger: Duration,
+    /// Sessions without a connection that are remembered; more are forgotten at once unless something is open in them.
+    pub max_sessions_away: usize,
+    /// Bytes of outcomes kept for one session until its client has acknowledged them. Beyond it the oldest are dropped:
+    /// they cannot be sent again after a reconnect.
+    pub outcome_limit_bytes: usize,
     /// Changes of the receivers that are closer together than this become one message.
     pub receivers_interval: Duration,
 }
@@ -67,6 +76,10 @@ impl Default for Config {
             default_json_timeout: Duration::from_secs(60),
             max_ttl: Duration::from_secs(7 * 24 * 3600),
             ping_interval: Duration::from_secs(5),
+            stuck_after: Duration::from_secs(30),
+            session_linger: Duration::from_secs(60),
+            max_sessions_away: 16_384,
+            outcome_limit_bytes: 1 << 20,
             receivers_interval: Duration::from_millis(20),
         }
     }

@@ -1,16 +1,16 @@
-//! Who is connected, the session that a connection speaks for, and how both end.
+//! Who is connected, what they register, and how a connection ends.
 
 use ringpost_protocol::{
     Code,
     limits::{MAX_SESSION_BYTES, NameError, check_own_name},
-    message::{ErrorReport, Hello, OpenState, Register, Resume, Scope, ServerMessage, Target, Welcome},
+    message::{ErrorReport, Hello, Register, Scope, ServerMessage, Target, Welcome},
 };
 
 use crate::{
     Broker, CloseReason, ConnId, Output, Speaks,
     broker::Drain,
     slab::Key,
-    state::{Connection, Handler, Session, Timer},
+    state::{Connection, Handler, Timer},
 };
 
 impl Broker {
@@ -33,7 +33,7 @@ impl Broker {
             liveness: None,
         });
         if speaks == Speaks::Json {
-            self.open_session(conn, Default::default());
+            self.enter_session(conn, &bytes::Bytes::new());
         }
     }
 
@@ -44,12 +44,12 @@ impl Broker {
         if hello.session.len() > MAX_SESSION_BYTES || std::str::from_utf8(&hello.session).is_err() {
             return self.break_off(conn, "a session's name is UTF-8 and at most 255 bytes long");
         }
-        let epoch = self.open_session(conn, hello.session.clone());
+        let (epoch, next_number) = self.enter_session(conn, &hello.session);
         let welcome = Welcome {
             server_id: self.config.server_id.clone().into(),
             boot: self.config.boot,
             epoch,
-            next_number: 1,
+            next_number,
             max_payload: self.config.max_payload,
             ping_interval_ms: u32::try_from(self.config.ping_interval.as_millis()).unwrap_or(u32::MAX),
             headers: Default::default(),
@@ -65,69 +65,6 @@ impl Broker {
         if self.drain != Drain::No {
             self.send_goaway(conn, 0);
         }
-    }
-
-    /// Gives the connection a session. One of the same name that another connection has is taken from it.
-    fn open_session(&mut self, conn: ConnId, name: bytes::Bytes) -> u64 {
-        let mut epoch = 1;
-        if !name.is_empty()
-            && let Some(&taken) = self.session_by_name.get(&name)
-            && let Some(session) = self.sessions.get(taken)
-        {
-            epoch = session.epoch + 1;
-            let older = session.conn;
-            self.counters.sessions_taken += 1;
-            let message = "another connection has taken this session over".to_owned();
-            self.refuse_connection(older, Code::SessionTaken, message);
-            self.end_connection(older);
-        }
-        let name = bytes::Bytes::copy_from_slice(&name);
-        let session = self.sessions.insert(Session {
-            name: name.clone(),
-            conn,
-            epoch,
-            next_number: 1,
-            open: self.table(),
-            by_tag: self.table(),
-            sequence: 0,
-            accepted: None,
-        });
-        if !name.is_empty() {
-            self.session_by_name.insert(name, session);
-        }
-        if let Some(connection) = self.connection_mut(conn) {
-            connection.session = Some(session);
-        }
-        epoch
-    }
-
-    /// JSON: an `init` names the session. It has one already, without a name, unless it was named before.
-    fn name_session(&mut self, conn: ConnId, name: &bytes::Bytes) {
-        let Some(key) = self.connection(conn).and_then(|connection| connection.session) else { return };
-        let unnamed = self.sessions.get(key).is_some_and(|session| session.name.is_empty());
-        if name.is_empty() || !unnamed || name.len() > MAX_SESSION_BYTES {
-            return;
-        }
-        let mut epoch = 1;
-        if let Some(session) = self.session_by_name.get(name).and_then(|taken| self.sessions.get(*taken)) {
-            epoch = session.epoch + 1;
-            let older = session.conn;
-            self.counters.sessions_taken += 1;
-            let message = "another connection has taken this session over".to_owned();
-            self.refuse_connection(older, Code::SessionTaken, message);
-            self.end_connection(older);
-        }
-        let name = bytes::Bytes::copy_from_slice(name);
-        if let Some(session) = self.sessions.get_mut(key) {
-            (session.name, session.epoch) = (name.clone(), epoch);
-        }
-        self.session_by_name.insert(name, key);
-    }
-
-    /// Nothing outlives its connection yet: of all that a returning client has open, nothing is known any more.
-    pub(crate) fn resume(&mut self, conn: ConnId, resume: &Resume) {
-        let open = resume.open.iter().map(|number| (*number, OpenState::Lost)).collect();
-        self.send(conn, ServerMessage::Resumed { open, forgotten: resume.held.clone() });
     }
 
     pub(crate) fn register(&mut self, conn: ConnId, register: &Register) {
@@ -228,8 +165,8 @@ impl Broker {
         }
     }
 
-    /// Ends what a connection had, whether or not its socket is gone already: handlers, session, open requests.
-    fn end_connection(&mut self, conn: ConnId) {
+    /// Ends what a connection had, whether or not its socket is gone already. Its session may outlive it.
+    pub(crate) fn end_connection(&mut self, conn: ConnId) {
         let Some(connection) = self.connection_mut(conn) else { return };
         connection.closing = true;
         let said = self.outputs.len();
@@ -246,24 +183,14 @@ impl Broker {
         let Some(connection) = self.connection_mut(conn) else { return };
         connection.receivers_seen = None;
         let (session, liveness) = (connection.session.take(), connection.liveness.take());
+        // A client that said goodbye will not come back for what it left. An end of stream alone says nothing: the
+        // system ends the streams of a client that crashed, too.
+        let ends_here = connection.leaving;
         if let Some(timer) = liveness {
             self.timers.cancel(timer);
         }
-        let Some(key) = session else { return };
-        let mut open: Vec<_> = self
-            .sessions
-            .get(key)
-            .map(|session| session.open.values().copied().collect())
-            .unwrap_or_default();
-        // The table's order is random; what follows from it must not be.
-        open.sort_unstable();
-        for request in open {
-            self.abandon(request);
-        }
-        if let Some(session) = self.sessions.remove(key)
-            && self.session_by_name.get(&session.name) == Some(&key)
-        {
-            self.session_by_name.remove(&session.name);
+        if let Some(session) = session {
+            self.leave_session(session, ends_here);
         }
     }
 
@@ -327,6 +254,8 @@ impl Broker {
             return;
         }
         self.drain = Drain::Asked;
+        // Nobody can come back here any more.
+        self.forget_detached_sessions();
         for index in 0..self.connections.len() {
             self.send_goaway(ConnId(index as u32), grace_ms);
         }
@@ -348,7 +277,7 @@ impl Broker {
         self.end_connection(conn);
     }
 
-    fn refuse_connection(&mut self, conn: ConnId, code: Code, message: String) {
+    pub(crate) fn refuse_connection(&mut self, conn: ConnId, code: Code, message: String) {
         if self.connection(conn).is_none_or(|connection| connection.closing) {
             return;
         }

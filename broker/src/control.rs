@@ -29,7 +29,7 @@ impl Broker {
         if code.is_none() && asked.flags.has(RequestFlags::SEND) {
             self.accept_send(session, speaks, asked.number);
         } else {
-            self.reply_at_once(conn, session, asked, code, content);
+            self.reply_at_once(session, asked, code, content);
         }
         self.close_if_finished(conn);
     }
@@ -44,8 +44,11 @@ impl Broker {
         let now = [
             ("connectionsBinary", connections(Speaks::Binary)),
             ("connectionsJson", connections(Speaks::Json)),
+            ("sessions", self.sessions.len() as u64),
+            ("sessionsAway", self.detached as u64),
             ("actions", self.actions.len() as u64),
             ("handlers", self.handlers.len() as u64),
+            ("handlersStuck", self.handlers.iter().filter(|(_, handler)| handler.stuck).count() as u64),
             ("openRequests", self.requests.len() as u64),
             ("openDeliveries", self.deliveries.len() as u64),
             ("queuedRequests", queued as u64),

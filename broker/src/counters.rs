@@ -43,6 +43,8 @@ counters! {
     cancelled: "cancelled",
     /// Attempts that were lost with their handler.
     lost_attempts: "lostAttempts",
+    /// Handlers that counted as stuck for a time.
+    stuck_handlers: "stuckHandlers",
     /// Requests that ended with `handlerLost`.
     handler_lost: "handlerLost",
     /// Requests refused with `noHandler`.
@@ -78,6 +80,14 @@ counters! {
     connections_silent: "connectionsSilent",
     /// Connections closed because another one took their session.
     sessions_taken: "sessionsTaken",
+    /// Sessions that a client came back to.
+    sessions_resumed: "sessionsResumed",
+    /// Sessions forgotten because their client stayed away, or too many were away.
+    sessions_forgotten: "sessionsForgotten",
+    /// Outcomes sent again to a client that came back.
+    outcomes_replayed: "outcomesReplayed",
+    /// Outcomes that were kept for a reconnect and had to make room.
+    outcomes_dropped: "outcomesDropped",
     /// Lists of receivers sent.
     receivers_sent: "receiversSent",
 }

@@ -13,7 +13,7 @@ use crate::{
     Broker, ConnId, Output,
     dispatch::HANDLER_LOST,
     slab::Key,
-    state::{Delivery, Handler, Kept, LegState, Request, RequestState, Session},
+    state::{Delivery, Handler, Kept, LegState, Request, RequestState, Session, Timer},
 };
 
 impl Broker {
@@ -57,7 +57,7 @@ impl Broker {
         let handler = self.handlers.get_mut(key)?;
         let before = handler.held.len();
         let place = u32::try_from(before).unwrap_or(u32::MAX);
-        let delivery = self.deliveries.insert(Delivery { handler: key, request, leg, place });
+        let delivery = self.deliveries.insert(Delivery { handler: key, request, leg, place, overdue: None });
         handler.held.push(delivery);
         let has_credit = handler.has_credit();
         // One that stands in no line is put into it by whoever is giving it work, when that is done.
@@ -130,6 +130,8 @@ impl Broker {
         let handler_key = self.deliveries.get(key)?.handler;
         let handler = self.handlers.get_mut(handler_key).filter(|handler| handler.conn == conn)?;
         let delivery = self.deliveries.remove(key)?;
+        // Whatever it sat on: it is alive.
+        handler.stuck = false;
         let before = handler.held.len();
         handler.held.swap_remove(delivery.place as usize);
         if let Some(moved) =
@@ -142,7 +144,40 @@ impl Broker {
         {
             action.ready.held_changed(handler_key, before, before - 1, place);
         }
+        self.not_overdue(&delivery);
         Some(delivery)
+    }
+
+    /// Tells a handler that nobody waits for its answer any more. It keeps the slot until it answers.
+    pub(crate) fn call_back_delivery(&mut self, key: Key<Delivery>, tag: Tag) {
+        let overdue_at = self.now.mono + self.config.stuck_after;
+        let Some(delivery) = self.deliveries.get_mut(key) else { return };
+        if delivery.overdue.is_none() {
+            delivery.overdue = Some(self.timers.insert(overdue_at, Timer::Overdue(key)));
+        }
+        if let Some(conn) = self.handlers.get(delivery.handler).map(|handler| handler.conn) {
+            self.send(conn, ServerMessage::Cancel { delivery: key.raw(), tag });
+        }
+    }
+
+    pub(crate) fn not_overdue(&mut self, delivery: &Delivery) {
+        if let Some(timer) = delivery.overdue {
+            self.timers.cancel(timer);
+        }
+    }
+
+    /// A handler has sat on a delivery for long after it was called back: it gets nothing more until it answers.
+    pub(crate) fn handler_is_stuck(&mut self, key: Key<Delivery>) {
+        let Some(delivery) = self.deliveries.get_mut(key) else { return };
+        delivery.overdue = None;
+        let handler = delivery.handler;
+        self.displace(handler);
+        if let Some(handler) = self.handlers.get_mut(handler)
+            && !handler.stuck
+        {
+            handler.stuck = true;
+            self.counters.stuck_handlers += 1;
+        }
     }
 
     /// What an answer means for its request, if that still waits for it.
@@ -226,7 +261,8 @@ impl Broker {
         if request.flags.has(RequestFlags::PROGRESS)
             && let Some(session) = self.sessions.get(request.session)
         {
-            let (conn, content) = (session.conn, std::mem::take(&mut progress.content));
+            let Some(conn) = session.listens() else { return };
+            let content = std::mem::take(&mut progress.content);
             let message = Progress { number: request.number, tag: self.tag_of(request), content };
             self.send(conn, ServerMessage::Progress(message));
         }
@@ -295,9 +331,7 @@ impl Broker {
         if request.wants_reply() {
             self.send_outcome(request, code, None, content, handled);
         }
-        if let Some(session) = self.sessions.get(session) {
-            self.close_if_finished(session.conn);
-        }
+        self.close_if_session_finished(session);
     }
 
     pub(crate) fn send_outcome(
@@ -308,15 +342,13 @@ impl Broker {
         content: Content,
         handled: bool,
     ) {
-        let Some(session) = self.sessions.get_mut(request.session) else { return };
-        session.sequence += 1;
-        let conn = session.conn;
+        let session = request.session;
         let handled_after_ms =
             if handled { millis_between(request.received.mono, self.now.mono) } else { u32::MAX };
         let reply = Reply {
             number: request.number,
             tag: request.tag,
-            sequence: session.sequence,
+            sequence: 0,
             code,
             leg,
             attempt: request.attempt,
@@ -325,7 +357,7 @@ impl Broker {
             handled_after_ms,
             content,
         };
-        self.send(conn, ServerMessage::Reply(reply));
+        self.put_out(session, reply);
     }
 
     /// Takes a request out of all tables. Handlers that hold it keep their slot until they answer.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use crate::{
     Broker,
     dispatch::Ready,
-    state::{LegState, RequestState},
+    state::{Connection, LegState, RequestState},
 };
 
 impl Broker {
@@ -50,9 +50,24 @@ impl Broker {
         for (name, key) in &self.session_by_name {
             assert!(self.sessions.get(*key).is_some_and(|session| session.name == *name), "session names");
         }
-        let connected =
-            self.connections.iter().flatten().filter(|connection| connection.session.is_some()).count();
-        assert_eq!(connected, self.sessions.len(), "a session each");
+        for (key, session) in self.sessions.iter() {
+            match session.conn {
+                Some(conn) => {
+                    let connection = self.connection(conn);
+                    let mutual = connection.is_some_and(|connection| connection.session == Some(key));
+                    assert!(mutual && session.linger.is_none(), "{key:?} is attached to {conn}");
+                }
+                None => {
+                    assert!(session.outlives && session.linger.is_some(), "{key:?} is away, not for ever")
+                }
+            }
+            session.outcomes.check_invariants(self.config.outcome_limit_bytes);
+        }
+        let away = self.sessions.iter().filter(|(_, session)| session.conn.is_none()).count();
+        assert_eq!(away, self.detached, "sessions away");
+        let with_session = |connection: &&Connection| connection.session.is_some();
+        let attached = self.connections.iter().flatten().filter(with_session).count();
+        assert_eq!(attached + away, self.sessions.len(), "a session each");
     }
 
     /// Every delivery stands in its handler's list, at the place that it says.

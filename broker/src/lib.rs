@@ -28,7 +28,8 @@
 //! | module | owns |
 //! |---|---|
 //! | [`Broker`] (`broker`) | the entry points, and the order in which things are done |
-//! | `connection` | who is connected, and the session that a connection speaks for |
+//! | `connection` | who is connected, and what they register |
+//! | `session` | a client across its connections: what is open, which outcomes are kept for it |
 //! | `accept` | the checks and defaults that turn a client's request into a living one |
 //! | `dispatch` | actions, their handlers and queues: who gets the next request |
 //! | `delivery` | what handlers hold, and what their answers do |
@@ -51,6 +52,7 @@ mod dispatch;
 mod interface;
 mod invariants;
 mod receivers;
+mod session;
 mod slab;
 mod state;
 #[cfg(test)]

@@ -18,7 +18,7 @@ use ringpost_protocol::{
     time::{Now, Time, TimerId},
 };
 
-use crate::{ConnId, Speaks, dispatch::Ready, slab::Key};
+use crate::{ConnId, Speaks, dispatch::Ready, session::Outcomes, slab::Key};
 
 /// Tables keyed from outside are hashed with a seed that nobody outside knows.
 pub(crate) type Table<K, V> = HashMap<K, V, SeedableRandomState>;
@@ -46,15 +46,21 @@ pub(crate) struct Connection {
 pub(crate) struct Session {
     /// Empty: it cannot be named, and ends with its connection.
     pub(crate) name: Bytes,
-    pub(crate) conn: ConnId,
+    /// `None` while the client is away.
+    pub(crate) conn: Option<ConnId>,
+    /// Whether it outlives its connections: it has a name, and its client speaks the dialect that can resume.
+    pub(crate) outlives: bool,
+    /// Whether the client knows all that happened before its present connection, so that outcomes may be sent to it.
+    pub(crate) caught_up: bool,
+    pub(crate) outcomes: Outcomes,
+    /// Set while the client is away.
+    pub(crate) linger: Option<TimerId>,
     pub(crate) epoch: u64,
     pub(crate) next_number: u64,
     /// Requests without an outcome, by number.
     pub(crate) open: Table<u64, Key<Request>>,
     /// JSON: the newest request of each `clientId`, for `cancel`.
     pub(crate) by_tag: Table<Tag, u64>,
-    /// Outcomes sent so far.
-    pub(crate) sequence: u64,
     /// `Some(upto)`: an `accepted` is due at the end of the turn.
     pub(crate) accepted: Option<u64>,
 }
@@ -95,6 +101,8 @@ pub(crate) struct Handler {
     pub(crate) legs: VecDeque<(Key<Request>, u32)>,
     /// It takes nothing more, and is forgotten with its last answer.
     pub(crate) retired: bool,
+    /// It sits on something that it was called back from long ago. It gets nothing until it answers something.
+    pub(crate) stuck: bool,
 }
 
 #[derive(Debug)]
@@ -157,12 +165,18 @@ pub(crate) struct Delivery {
     pub(crate) leg: u32,
     /// Its place in [`Handler::held`].
     pub(crate) place: u32,
+    /// Set once nobody waits for the answer any more: when the handler counts as stuck.
+    pub(crate) overdue: Option<TimerId>,
 }
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Timer {
     /// A request's time is over.
     Request(Key<Request>),
+    /// A handler has not answered long after it was called back.
+    Overdue(Key<Delivery>),
+    /// A session's client has been away for too long.
+    Linger(Key<Session>),
     /// Look whether a connection is alive.
     Liveness(ConnId),
     /// The dispatch interval is over.

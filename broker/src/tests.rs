@@ -2,6 +2,7 @@
 
 mod any_order;
 mod corners;
+mod sessions;
 
 use std::time::Duration;
 
@@ -669,4 +670,26 @@ fn broken_rules() {
     assert_eq!(stage.closed.len(), 2);
     stage.request(conn, 8, |_| {});
     assert!(stage.take(conn).is_empty(), "it is not listened to any more");
+}
+
+/// A handler that sits on a slot long after it was called back gets nothing more, and is forgiven at its next answer.
+#[test]
+fn stuck_handlers() {
+    let mut stage = Stage::new(Config { ping_interval: Duration::from_secs(3600), ..Config::default() });
+    let (handler, requester) = (stage.handler("sum", 2), stage.connect(Speaks::Binary));
+    stage.request(requester, 1, |request| request.timeout_ms = 1000);
+    let sat_on = stage.deliveries(handler)[0].delivery;
+    stage.pass(Duration::from_secs(32));
+    assert_eq!(stage.broker.counters().stuck_handlers, 1);
+    stage.take(requester);
+    stage.take(handler);
+    stage.request(requester, 2, |_| {});
+    assert!(stage.deliveries(handler).is_empty(), "it has credit, but is stuck");
+    stage.answer(handler, sat_on, Verdict::Cancelled);
+    assert_eq!(stage.deliveries(handler).len(), 1);
+    let timers = stage.broker.timers.len();
+    stage.say(requester, ClientMessage::Cancel(Target::Number(2)));
+    assert_eq!(stage.broker.timers.len(), timers, "the request's timer goes, the delivery's comes");
+    stage.input(Input::Closed { conn: handler });
+    assert_eq!(stage.broker.timers.len(), timers - 2, "and goes with the handler, like its liveness");
 }

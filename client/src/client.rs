@@ -20,6 +20,7 @@ use crate::{
     output::{DeliveryKey, Event, Output, RegistrationId, RequestKey},
     registrations::Registrations,
     requests::{Requests, check_payload, millis, too_many_legs},
+    session::Session,
 };
 
 /// A client of a Ringpost server. See the [crate]'s front page for how to drive it.
@@ -27,14 +28,18 @@ use crate::{
 /// Its life: not started → dialing → greeting (hello sent) → ready → … → closed. A connection that is lost leads back
 /// to dialing after a pause, unless the configuration or the reason forbids it.
 ///
-/// * Requests made without a connection wait, in order, each until its own timeout. What was sent and has no outcome
-///   when a connection is lost ends with [`Code::ConnectionLost`]: it may have run.
+/// * Requests made without a connection wait, in order, each until its own timeout.
+/// * What was sent and has no outcome when a connection is lost stays open, until its own timeout: after the next
+///   welcome the broker is asked for it. What it never saw is sent again; what it has runs on, or its outcome comes. Only
+///   if the broker has restarted, or forgotten the session, such requests end with [`Code::ConnectionLost`], for they may
+///   have run; those with attempts left are sent again.
 /// * Registrations are made again after each welcome.
 /// * Deliveries of a lost connection are cancelled, and answers to them dropped: the broker has moved on.
 #[derive(Debug)]
 pub struct Client {
     config: ClientConfig,
     link: Link,
+    session: Session,
     requests: Requests,
     registrations: Registrations,
     deliveries: Deliveries,
@@ -62,7 +67,8 @@ impl Client {
     pub fn new(config: ClientConfig) -> Self {
         Self {
             link: Link::new(config.seed),
-            requests: Requests::new(config.timeout_grace),
+            session: Session::new(!config.session.is_empty()),
+            requests: Requests::new(config.timeout_grace, !config.session.is_empty()),
             registrations: Registrations::default(),
             deliveries: Deliveries::new(config.task_interval),
             draining: false,
@@ -81,8 +87,13 @@ impl Client {
 
     /// When to call [`Client::handle_timeout`] at the latest. It may be called earlier, and at any time.
     pub fn next_deadline(&self) -> Option<Time> {
-        let next =
-            self.requests.next_deadline().min(self.deliveries.next_deadline()).min(self.link.next_deadline());
+        let next = [
+            self.requests.next_deadline(),
+            self.deliveries.next_deadline(),
+            self.link.next_deadline(),
+            self.session.next_deadline(),
+        ];
+        let next = next.into_iter().min().unwrap_or(Time::NEVER);
         (next != Time::NEVER).then_some(next)
     }
 
@@ -132,9 +143,7 @@ impl Client {
             return self.received_in_greeting(message, now);
         }
         let outcome = match message {
-            ServerMessage::Reply(reply) => self.requests.reply(reply, &mut self.outputs).map(|expected| {
-                self.counters.late_replies += u64::from(!expected);
-            }),
+            ServerMessage::Reply(reply) => self.replied(reply, now),
             ServerMessage::Deliver(deliver) => self.deliver(deliver, now),
             ServerMessage::Accepted { upto, .. } => {
                 self.requests.accepted(upto, &mut self.outputs);
@@ -169,6 +178,7 @@ impl Client {
 
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Time) {
+        self.acknowledge(now);
         self.requests.expire(now, &mut self.outputs);
         self.deliveries.release(now, &mut self.outputs);
         match self.link.phase {
@@ -253,7 +263,7 @@ impl Client {
             timeout_ms: millis(timeout),
             content: spec.content,
         };
-        if self.link.takes_requests() {
+        if self.takes_requests() {
             let (key, message) = self.requests.send(request, token, now + timeout);
             self.say(message);
             return Ok(key);
@@ -271,7 +281,9 @@ impl Client {
     pub fn cancel(&mut self, key: RequestKey, now: Time) -> bool {
         let open = self.requests.is_open(key);
         let error = Error::new(Code::Cancelled, "cancelled by the requester");
-        if let Some(number) = self.requests.cancel(key, &error, &mut self.outputs) {
+        let number = self.requests.cancel(key, &error, &mut self.outputs);
+        // Without a connection the broker learns it from what the next `resume` does not ask for.
+        if let Some(number) = number.filter(|_| self.link.phase == Phase::Ready) {
             self.say(ClientMessage::Cancel(Target::Number(number)));
         }
         self.leave_if_done(now);
@@ -338,10 +350,12 @@ impl Client {
             return;
         }
         if self.link.phase == Phase::Ready {
-            let numbers: Vec<u64> = self.requests.sent_numbers().collect();
+            let numbers: Vec<u64> = self.requests.sent_numbers(false).collect();
             for number in numbers {
                 self.say(ClientMessage::Cancel(Target::Number(number)));
             }
+            // The broker need not remember the session: nobody will come back to it.
+            self.say(ClientMessage::Goaway);
         }
         self.finish(Error::new(Code::Closed, "the client was closed"));
     }
@@ -381,10 +395,13 @@ impl Client {
         self.requests.check_invariants();
         self.deliveries.check_invariants();
         if self.link.phase != Phase::Ready {
-            assert_eq!(self.requests.sent(), 0, "what was sent ends with its connection");
+            assert!(
+                self.session.named || self.requests.sent() == 0,
+                "without a name nothing outlives a connection"
+            );
             assert!(self.deliveries.is_empty(), "deliveries end with their connection");
         }
-        if self.link.takes_requests() {
+        if self.takes_requests() {
             assert_eq!(self.requests.waiting(), 0, "nothing waits while it could be sent");
         }
         if self.link.is_closed() {
@@ -395,6 +412,11 @@ impl Client {
     }
 
     // Steps that several of the above share.
+
+    /// Whether new requests may leave now.
+    fn takes_requests(&self) -> bool {
+        self.link.takes_requests() && !self.session.resuming
+    }
 
     fn say(&mut self, message: ClientMessage) {
         self.outputs.push_back(Output::Send(message));

@@ -41,6 +41,7 @@ mod link;
 mod output;
 mod registrations;
 mod requests;
+mod session;
 #[cfg(test)]
 mod tests;
 

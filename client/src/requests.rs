@@ -30,6 +30,8 @@ struct Open {
     /// Its place among those that wait.
     place: u64,
     flags: RequestFlags,
+    /// What was sent, to send it again if the broker never saw it; `None` while it waits, and without a session.
+    sent: Option<Request>,
     deadline: Time,
     timer: TimerId,
     /// Of a broadcast: legs that it has (0: not told yet), and legs that ended.
@@ -54,19 +56,25 @@ pub(crate) struct Requests {
     /// The next request's number on the wire.
     next_number: u64,
     grace: Duration,
+    /// Whether what was sent is kept.
+    keeps: bool,
 }
 
+/// Requests that wait are numbered upwards from here, and those that go before them downwards.
+const FIRST_PLACE: u64 = 1 << 32;
+
 impl Requests {
-    pub(crate) fn new(grace: Duration) -> Self {
+    pub(crate) fn new(grace: Duration, keeps: bool) -> Self {
         Self {
             open: SlotMap::new(),
             by_number: HashMap::with_hasher(FixedState::default()),
             waiting: BTreeMap::new(),
-            places: 0,
+            places: FIRST_PLACE,
             sends: VecDeque::new(),
             timers: Wheel::new(),
             next_number: 1,
             grace,
+            keeps,
         }
     }
 
@@ -101,7 +109,7 @@ impl Requests {
         request.number = self.next_number;
         self.next_number += 1;
         let key = self.insert(&request, token, 0, deadline, deadline + self.grace);
-        self.track_sent(key, request.number, request.flags);
+        self.track_sent(key, &request);
         (RequestKey(key), ClientMessage::Request(request))
     }
 
@@ -132,7 +140,7 @@ impl Requests {
             open.number = request.number;
             self.timers.cancel(open.timer);
             open.timer = self.timers.insert(open.deadline + self.grace, key);
-            self.track_sent(key, request.number, request.flags);
+            self.track_sent(key, &request);
             outputs.push_back(Output::Send(ClientMessage::Request(request)));
         }
     }
@@ -152,6 +160,7 @@ impl Requests {
             number,
             place,
             flags,
+            sent: None,
             deadline,
             timer: timers.insert(ring, key),
             expected: 0,
@@ -159,10 +168,54 @@ impl Requests {
         })
     }
 
-    fn track_sent(&mut self, key: DefaultKey, number: u64, flags: RequestFlags) {
-        self.by_number.insert(number, key);
-        if flags.has(RequestFlags::SEND) {
-            self.sends.push_back((number, key));
+    fn track_sent(&mut self, key: DefaultKey, request: &Request) {
+        self.by_number.insert(request.number, key);
+        if request.flags.has(RequestFlags::SEND) {
+            self.sends.push_back((request.number, key));
+        }
+        if self.keeps
+            && let Some(open) = self.open.get_mut(key)
+        {
+            open.sent = Some(request.clone());
+        }
+    }
+
+    /// The broker never saw this one: the same again, under its number, with what is left of its time.
+    pub(crate) fn repeat(&mut self, number: u64, now: Time, outputs: &mut VecDeque<Output>) {
+        let Some(open) = self.by_number.get(&number).and_then(|key| self.open.get_mut(*key)) else { return };
+        if let Some(request) = &mut open.sent {
+            request.timeout_ms = millis(open.deadline.since(now)).max(1);
+            outputs.push_back(Output::Send(ClientMessage::Request(request.clone())));
+        }
+    }
+
+    /// Nobody knows what became of this one.
+    pub(crate) fn lose(&mut self, number: u64, error: &Error, outputs: &mut VecDeque<Output>) {
+        if let Some(key) = self.by_number.get(&number).copied() {
+            self.end(key, error, outputs);
+        }
+    }
+
+    /// The broker knows nothing of what was sent. What has attempts left goes before all that waits, with one attempt
+    /// less, for it may have run; the rest ends.
+    pub(crate) fn send_again(&mut self, error: &Error, outputs: &mut VecDeque<Output>) {
+        let mut again = Vec::new();
+        for (_, key) in self.sent_in_order() {
+            let Some(open) = self.open.get_mut(key) else { continue };
+            match open.sent.take().filter(|request| request.max_attempts > 1) {
+                Some(request) if !request.flags.has(RequestFlags::BROADCAST) => again.push((key, request)),
+                _ => self.end(key, error, outputs),
+            }
+        }
+        self.sends.clear();
+        let mut place = self.waiting.first_key_value().map_or(FIRST_PLACE, |(first, _)| *first);
+        for (key, mut request) in again.into_iter().rev() {
+            let Some(open) = self.open.get_mut(key) else { continue };
+            self.by_number.remove(&open.number);
+            place -= 1;
+            (open.number, open.place) = (0, place);
+            request.max_attempts -= 1;
+            self.waiting.insert(place, (key, request));
         }
     }
 
@@ -307,10 +360,11 @@ impl Requests {
         }
     }
 
-    /// Numbers that were sent and whose outcome somebody waits for, rising.
-    pub(crate) fn sent_numbers(&self) -> impl Iterator<Item = u64> + '_ {
-        let wanted =
-            |key: &DefaultKey| self.open.get(*key).is_some_and(|open| !open.flags.has(RequestFlags::SEND));
+    /// Numbers that were sent and have no outcome, rising; without sends, those whose outcome somebody waits for.
+    pub(crate) fn sent_numbers(&self, with_sends: bool) -> impl Iterator<Item = u64> + '_ {
+        let wanted = move |key: &DefaultKey| {
+            self.open.get(*key).is_some_and(|open| with_sends || !open.flags.has(RequestFlags::SEND))
+        };
         self.sent_in_order().into_iter().filter(move |(_, key)| wanted(key)).map(|(number, _)| number)
     }
 

@@ -1,6 +1,6 @@
 //! The variable parts of a message, as spans of the one buffer that they arrived in.
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 
 /// A part of a [`Content`]'s buffer: from `start` up to, not including, `end`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -171,14 +171,25 @@ impl Content {
         if self.bytes.len() >= kept_bytes {
             return;
         }
-        // Part by part: a JSON object may have much between them that nobody reads.
         let mut own = Vec::with_capacity(self.len());
-        for span in [&mut self.name, &mut self.tag, &mut self.options, &mut self.headers, &mut self.payload] {
-            let start = own.len();
-            own.extend_from_slice(span.of(&self.bytes));
-            *span = Span::new(start, own.len());
-        }
+        self.copy_parts(&mut own);
         self.bytes = own.into();
+    }
+
+    /// Moves the parts to the end of a buffer that is filled by many messages.
+    pub fn detach_into(&mut self, chunk: &mut BytesMut) {
+        self.copy_parts(chunk);
+        self.bytes = chunk.split().freeze();
+    }
+
+    /// Copies part by part into an empty buffer: a JSON object may have much between them that nobody reads.
+    fn copy_parts(&mut self, own: &mut impl BufMut) {
+        let mut start = 0;
+        for span in [&mut self.name, &mut self.tag, &mut self.options, &mut self.headers, &mut self.payload] {
+            own.put_slice(span.of(&self.bytes));
+            *span = Span::new(start, start + span.len());
+            start = span.end as usize;
+        }
     }
 }
 

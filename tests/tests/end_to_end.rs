@@ -498,3 +498,17 @@ fn settings_reach_the_core() {
         assert!(begun.elapsed() >= Duration::from_millis(45));
     });
 }
+
+/// A line is one object, also when another client laid out its data over several lines.
+#[test]
+fn lines_stay_lines() {
+    let server = server();
+    let mut handler = Raw::connect(server.address());
+    handler.object(&json!({"id": "sum", "action": "init"}));
+    handler.wait_for("sum");
+    let mut requester = Raw::connect(server.address());
+    requester
+        .say("{\n  \"id\": \"sum\",\n  \"data\": [\n    1,\n    \"a\\nb\"\n  ],\n  \"options\": {\n  }\n}");
+    let line = handler.line();
+    assert_eq!(serde_json::from_str::<Value>(&line).unwrap()["message"]["data"], json!([1, "a\nb"]));
+}

@@ -38,6 +38,7 @@ impl Broker {
             place: None,
             legs,
             retired: false,
+            stuck: false,
         });
         if let Some(connection) = self.connection_mut(conn) {
             connection.handlers.push(key);
@@ -78,9 +79,9 @@ impl Broker {
         let Some(handler) = self.handlers.remove(key) else { return };
         let mut lost: Vec<_> = Vec::with_capacity(handler.held.len());
         for delivery_key in handler.held {
-            if let Some(delivery) = self.deliveries.remove(delivery_key)
-                && let Some(request) = self.requests.get(delivery.request)
-            {
+            let Some(delivery) = self.deliveries.remove(delivery_key) else { continue };
+            self.not_overdue(&delivery);
+            if let Some(request) = self.requests.get(delivery.request) {
                 lost.push((request.count, delivery_key, delivery));
             }
         }
@@ -96,14 +97,14 @@ impl Broker {
         for (request, leg) in handler.legs {
             self.end_waiting_leg(request, leg);
         }
-        let mut again_at = None;
+        // The action may have been left by all, and registered anew since, when the handler was retired.
+        let mut heir = handler.action;
         for request in again.into_iter().rev() {
-            // The action may have been left by all, and registered anew since.
             let name = self.kept_of(request).map(|kept| kept.content.name());
             match name.and_then(|name| self.action_by_name.get(name)).copied() {
                 Some(action) => {
+                    heir = action;
                     self.enqueue(action, request, true);
-                    again_at = Some(action);
                 }
                 None => self.end_with_error(request, Code::HandlerLost, HANDLER_LOST.to_owned()),
             }
@@ -111,10 +112,7 @@ impl Broker {
         if !handler.retired {
             self.leave_action(handler.action, handler.joined);
         }
-        // The action may be another than the handler's own: see above.
-        if let Some(action) = again_at {
-            self.dispatch(action);
-        }
+        self.dispatch(heir);
     }
 
     /// An action that is left by its last handler ends all that waits for it.
@@ -309,7 +307,7 @@ pub(crate) const HANDLER_LOST: &str = "the handler's connection was lost before 
 
 impl Handler {
     pub(crate) fn has_credit(&self) -> bool {
-        !self.retired && self.held.len() < self.credit as usize
+        !self.retired && !self.stuck && self.held.len() < self.credit as usize
     }
 }
 

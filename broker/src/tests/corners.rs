@@ -220,7 +220,7 @@ fn credit_changes() {
     assert_eq!(stage.deliveries(handler).len(), 1);
 }
 
-/// A session that is taken over leaves its requests and its handlers behind; nobody is told twice.
+/// A session that is taken over keeps its requests and loses its handlers. A taker that does not resume begins anew.
 #[test]
 fn taken_over_in_flight() {
     let mut stage = Stage::new(Config::default());
@@ -234,10 +234,14 @@ fn taken_over_in_flight() {
     stage.request(old, 2, |request| request.content = Content::from_parts(b"own", b"", b"", b""));
     stage.input(Input::Opened { conn: new, speaks: Speaks::Binary });
     stage.say(new, hello());
-    assert_eq!(stage.broker.open_requests(), 0);
-    assert!(matches!(stage.take(handler).last(), Some(ServerMessage::Cancel { .. })));
+    assert_eq!(stage.broker.open_requests(), 1, "the other one went with its handler");
     stage.input(Input::Closed { conn: old });
-    stage.request(new, 1, |_| {});
+    stage.take(handler);
+    stage.request(new, 3, |_| {});
+    assert!(
+        matches!(stage.take(handler)[..], [ServerMessage::Cancel { .. }]),
+        "the old one, for the new one"
+    );
     assert_eq!(stage.codes(new), []);
     assert_eq!((stage.broker.open_requests(), stage.broker.counters().sessions_taken), (1, 1));
 }

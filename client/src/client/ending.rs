@@ -64,8 +64,7 @@ impl Client {
     pub(super) fn lose(&mut self, reason: Error, now: Time) {
         if self.link.phase == Phase::Ready {
             self.counters.lost_connections += u64::from(reason.kind() != Code::Draining);
-            let message = format!("the connection was lost ({}); the request may have run", reason.message());
-            self.end_connection(&Error::new(Code::ConnectionLost, message));
+            self.end_connection(&reason);
             self.tell(Event::Disconnected(reason.clone()));
         } else {
             self.link.failures += 1;
@@ -80,11 +79,14 @@ impl Client {
         self.go_on_or_finish(reason, now);
     }
 
-    /// Ends what does not outlive a connection.
-    pub(super) fn end_connection(&mut self, error: &Error) {
+    /// Ends what does not outlive a connection: deliveries, and without a session to come back to, what was sent.
+    fn end_connection(&mut self, reason: &Error) {
+        self.session.lost();
         self.deliveries.lose(self.link.connection, &mut self.outputs);
-        self.requests.lose_sent(error, &mut self.outputs);
         self.registrations.passed(u64::MAX, &mut self.outputs);
+        if !self.session.named {
+            self.requests.lose_sent(&may_have_run(reason), &mut self.outputs);
+        }
     }
 
     pub(super) fn go_on_or_finish(&mut self, reason: Error, now: Time) {
@@ -114,9 +116,21 @@ impl Client {
             self.outputs.push_back(Output::Disconnect);
         }
         self.end_connection(&reason);
+        self.requests.lose_sent(&may_have_run(&reason), &mut self.outputs);
         self.requests.give_up_waiting(&reason.for_unsent(), &mut self.outputs);
         self.registrations.clear(&mut self.outputs);
         self.link.phase = Phase::Closed(reason.clone());
         self.tell(Event::Closed(reason));
+    }
+}
+
+/// Why a request that was sent has no outcome.
+fn may_have_run(reason: &Error) -> Error {
+    match reason.kind() {
+        Code::Closed => reason.clone(),
+        _ => {
+            let message = format!("the connection was lost ({}); the request may have run", reason.message());
+            Error::new(Code::ConnectionLost, message)
+        }
     }
 }

@@ -4,14 +4,19 @@ use std::time::Duration;
 
 use ringpost_protocol::{
     Code, Content,
-    message::{ClientMessage, Deliver, ErrorReport, Scope, ServerMessage, Verdict, Welcome},
+    message::{
+        ClientMessage, Deliver, ErrorReport, OpenState, Reply, Resume, Scope, ServerMessage, Target, Verdict,
+        Welcome,
+    },
     time::Time,
 };
 
 use super::Client;
 use crate::{
     Error,
+    link::Phase,
     output::{Delivery, Event, Output, RegistrationId},
+    session::Return,
 };
 
 /// Numbers that a server may claim to be used up. A session cannot count so far; half of all numbers are left to it.
@@ -36,6 +41,7 @@ impl Client {
     }
 
     pub(super) fn welcome(&mut self, welcome: Welcome, now: Time) {
+        let returns = self.session.welcomed(&welcome);
         self.link.ready(welcome.ping_interval_ms, welcome.max_payload, now);
         self.requests.number_from(welcome.next_number);
         self.tell(Event::Connected {
@@ -47,10 +53,66 @@ impl Client {
         if !self.draining {
             self.outputs.extend(self.registrations.messages().map(Output::Send));
         }
+        match returns {
+            Return::Known => {
+                self.session.resuming = true;
+                self.say(ClientMessage::Resume(Resume {
+                    boot: self.session.boot(),
+                    sequence: self.session.received(),
+                    open: self.requests.sent_numbers(true).collect(),
+                    held: Vec::new(),
+                }));
+            }
+            Return::Unknown => {
+                let reason = "the connection was lost, and the server does not know what became of the request; it may have run";
+                self.requests.send_again(&Error::new(Code::ConnectionLost, reason), &mut self.outputs);
+                self.flow(now);
+            }
+        }
+    }
+
+    /// What was held back until the server was ready for it goes out.
+    fn flow(&mut self, now: Time) {
         self.requests.send_waiting(self.link.max_payload, now, &mut self.outputs);
         if self.draining {
             self.begin_farewell(Time::NEVER);
             self.leave_if_done(now);
+        }
+    }
+
+    /// What the broker knows of the requests that were open when the last connection broke.
+    fn resumed(&mut self, open: &[(u64, OpenState)], now: Time) {
+        if !std::mem::take(&mut self.session.resuming) {
+            return;
+        }
+        for (number, state) in open {
+            match state {
+                // Its outcome follows, or comes when it is there.
+                OpenState::Running | OpenState::Outcome => {}
+                OpenState::NeverSeen => self.requests.repeat(*number, now, &mut self.outputs),
+                OpenState::Lost => {
+                    let reason = "the connection was lost, and the server has not kept what became of the request; it may have run";
+                    self.requests.lose(*number, &Error::new(Code::ConnectionLost, reason), &mut self.outputs);
+                }
+            }
+        }
+        self.flow(now);
+    }
+
+    /// An outcome from the broker; those that are sent again after a reconnect count once.
+    pub(super) fn replied(&mut self, reply: Reply, now: Time) -> Result<(), Error> {
+        let expected = self.session.take(&reply, now) && self.requests.reply(reply, &mut self.outputs)?;
+        self.counters.late_replies += u64::from(!expected);
+        self.acknowledge(now);
+        Ok(())
+    }
+
+    /// Tells the broker how far the outcomes are here, now and then.
+    pub(super) fn acknowledge(&mut self, now: Time) {
+        if self.link.phase == Phase::Ready
+            && let Some(sequence) = self.session.acknowledgement(now)
+        {
+            self.say(ClientMessage::Acknowledge(Target::Number(sequence)));
         }
     }
 
@@ -80,8 +142,9 @@ impl Client {
             ServerMessage::Welcome(_) => {
                 return Err(Error::new(Code::Malformed, "the server said welcome twice"));
             }
-            // Answers and numbers are not kept over a reconnect, so there is nothing to settle.
-            ServerMessage::Acknowledge { .. } | ServerMessage::Resumed { .. } => {}
+            ServerMessage::Resumed { open, .. } => self.resumed(&open, now),
+            // Plain answers are not kept over a reconnect, so there is nothing to settle.
+            ServerMessage::Acknowledge { .. } => {}
             ServerMessage::Reply(_)
             | ServerMessage::Deliver(_)
             | ServerMessage::Accepted { .. }

@@ -256,7 +256,8 @@ fn close_ends_everything() {
     rig.client.close();
     let outputs = rig.outputs();
     let cancel = ClientMessage::Cancel(ringpost_protocol::message::Target::Number(number));
-    assert_eq!(outputs[..2], [Output::Send(cancel), Output::Disconnect]);
+    let goodbye = [Output::Send(cancel), Output::Send(ClientMessage::Goaway), Output::Disconnect];
+    assert_eq!(outputs[..3], goodbye);
     assert_eq!(count(&outputs, &Output::CancelDelivery(DeliveryKey { connection: 1, delivery: 5 })), 1);
     assert_eq!((ends(&outputs), closed(&outputs)), (vec![(1, Some(Code::Closed), true)], Some(Code::Closed)));
     rig.client.close();

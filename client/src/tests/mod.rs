@@ -4,6 +4,7 @@ mod any_order;
 mod connection;
 mod handling;
 mod requesting;
+mod sessions;
 
 use std::time::Duration;
 
@@ -95,8 +96,9 @@ impl Rig {
     }
 }
 
+/// A client whose session ends with its connection.
 fn config() -> ClientConfig {
-    ClientConfig { session: "tester".into(), ..ClientConfig::default() }
+    ClientConfig::default()
 }
 
 fn ms(ms: u64) -> Duration {

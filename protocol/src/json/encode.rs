@@ -54,13 +54,13 @@ pub fn encode(
         ServerMessage::Reply(reply) => match reply.code {
             None => {
                 check(&reply.content, parser)?;
-                write_reply(reply, out);
+                write_reply(reply, context.lines, out);
             }
             Some(code) => write_failure(reply, code, out.tail()),
         },
         ServerMessage::Progress(progress) => {
             check(&progress.content, parser)?;
-            write_progress(progress, out);
+            write_progress(progress, context.lines, out);
         }
         ServerMessage::Cancel { delivery, tag } => {
             let tail = out.tail();
@@ -134,7 +134,7 @@ fn write_deliver(deliver: &Deliver, context: &Context, out: &mut Outgoing) {
         tail.extend_from_slice(content.tag());
     }
     tail.push(b',');
-    write_content(content, out);
+    write_content(content, context.lines, out);
     let tail = out.tail();
     tail.extend_from_slice(br#","status":"delivered","info":{"receivedAt":"#);
     write_number(deliver.received_at_ms, tail);
@@ -146,9 +146,9 @@ fn write_deliver(deliver: &Deliver, context: &Context, out: &mut Outgoing) {
     tail.extend_from_slice(b"}}}");
 }
 
-fn write_reply(reply: &Reply, out: &mut Outgoing) {
+fn write_reply(reply: &Reply, lines: bool, out: &mut Outgoing) {
     write_head("response", &reply.tag, out.tail());
-    write_content(&reply.content, out);
+    write_content(&reply.content, lines, out);
     let tail = out.tail();
     tail.extend_from_slice(br#","status":"handled","info":{"#);
     write_times(reply, tail);
@@ -186,9 +186,9 @@ fn write_failure(reply: &Reply, code: Code, tail: &mut Vec<u8>) {
     tail.extend_from_slice(b"}}}");
 }
 
-fn write_progress(progress: &Progress, out: &mut Outgoing) {
+fn write_progress(progress: &Progress, lines: bool, out: &mut Outgoing) {
     write_head("progress", &progress.tag, out.tail());
-    write_content(&progress.content, out);
+    write_content(&progress.content, lines, out);
     out.tail().extend_from_slice(b"}}");
 }
 
@@ -219,16 +219,18 @@ fn write_head(action: &str, tag: &[u8], tail: &mut Vec<u8>) {
 }
 
 /// `data`, `options`, and the headers of a binary client (those of a JSON client stand in its options).
-fn write_content(content: &Content, out: &mut Outgoing) {
+fn write_content(content: &Content, lines: bool, out: &mut Outgoing) {
     out.tail().extend_from_slice(br#""data":"#);
     match content.payload() {
         [] => out.tail().extend_from_slice(b"null"),
+        payload if lines && payload.contains(&b'\n') => write_on_one_line(payload, out.tail()),
         payload => out.push(payload, || content.payload_bytes()),
     }
     let tail = out.tail();
     tail.extend_from_slice(br#","options":"#);
     match content.options() {
         [] => tail.extend_from_slice(b"{}"),
+        options if lines => write_on_one_line(options, tail),
         options => tail.extend_from_slice(options),
     }
     if !content.headers().is_empty() && !content.is_validated_json() {
@@ -243,6 +245,12 @@ fn write_content(content: &Content, out: &mut Outgoing) {
         }
         tail.push(b'}');
     }
+}
+
+/// Valid JSON on one line. A new line in it stands between tokens, where a blank means the same: in a string it would be
+/// escaped.
+fn write_on_one_line(json: &[u8], tail: &mut Vec<u8>) {
+    tail.extend(json.iter().map(|byte| if *byte == b'\n' { b' ' } else { *byte }));
 }
 
 /// What `info` says of a request's way. Times that it never reached are left out.

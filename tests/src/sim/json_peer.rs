@@ -59,7 +59,7 @@ impl JsonPeer {
     pub(crate) fn ask(&mut self, token: u64, oracle: &mut Oracle, rng: &mut Rng, now: Now) {
         let kind = if rng.chance(100) { Kind::Broadcast } else { Kind::Request };
         let timeout = rng.between(2, 3000);
-        oracle.asks(token, kind, 1, timeout * 1000, now.mono.micros());
+        oracle.asks(token, kind, 1, timeout * 1000, false, now.mono.micros());
         self.open.insert(token, kind);
         let mut options = json!({"timeout": timeout});
         if kind == Kind::Broadcast {

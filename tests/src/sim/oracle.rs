@@ -24,6 +24,7 @@ pub(crate) enum Said {
 struct Asked {
     kind: Kind,
     max_attempts: u32,
+    resumes: bool,
     at: u64,
     timeout: u64,
     deliveries: u32,
@@ -65,10 +66,20 @@ impl Oracle {
         Self { faults, ..Self::default() }
     }
 
-    pub(crate) fn asks(&mut self, token: u64, kind: Kind, max_attempts: u32, timeout: u64, now: u64) {
+    /// `resumes`: the requester comes back to its session, so that a broken connection loses nothing.
+    pub(crate) fn asks(
+        &mut self,
+        token: u64,
+        kind: Kind,
+        max_attempts: u32,
+        timeout: u64,
+        resumes: bool,
+        now: u64,
+    ) {
         let asked = Asked {
             kind,
             max_attempts,
+            resumes,
             at: now,
             timeout,
             deliveries: 0,
@@ -138,7 +149,10 @@ impl Oracle {
                     }
                     Code::Cancelled => assert!(asked.cancelled, "request {token} was not cancelled"),
                     Code::ConnectionLost | Code::Connect => {
-                        assert!(faults, "request {token}: {code} without a fault")
+                        assert!(
+                            faults && !asked.resumes,
+                            "request {token}: {code}, though the session goes on"
+                        );
                     }
                     // A leg that waits for credit goes with its handler's registration, without any fault.
                     Code::HandlerLost => {

@@ -212,7 +212,14 @@ impl Peer {
         let content =
             Content::from_parts(action.as_bytes(), b"", b"", format!("{token}{padding}").as_bytes());
         let spec = RequestSpec { flags, max_attempts, timeout, content, ..RequestSpec::default() };
-        oracle.asks(token, kind, u32::from(max_attempts), timeout.as_micros() as u64, now.mono.micros());
+        oracle.asks(
+            token,
+            kind,
+            u32::from(max_attempts),
+            timeout.as_micros() as u64,
+            true,
+            now.mono.micros(),
+        );
         match self.core.request(spec, token, now.mono) {
             Ok(key) => {
                 self.open.insert(token, key);

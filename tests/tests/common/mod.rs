@@ -104,6 +104,21 @@ impl Raw {
         }
     }
 
+    /// What comes up to the next new line.
+    pub fn line(&mut self) -> String {
+        loop {
+            // What is left of a line whose object was read before is no line.
+            if self.received.first() == Some(&b'\n') {
+                self.received.remove(0);
+            }
+            if let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.received.drain(..=end).collect();
+                return String::from_utf8(line).unwrap();
+            }
+            assert!(self.read_more(), "a line, not the end");
+        }
+    }
+
     /// Some bytes, as they come. `None` at the end of the stream.
     pub fn some(&mut self) -> Option<Vec<u8>> {
         self.read_more().then(|| std::mem::take(&mut self.received))

@@ -1,0 +1,318 @@
+//! A client across its connections: what it has open, and the outcomes that are kept until it has them.
+//!
+//! ```text
+//!          hello                    connection lost                 linger over
+//! (none) ─────────> attached ─────────────────────────> away ───────────────────> (none)
+//!                    ^   │ every outcome gets the        │ requests go on, outcomes are kept
+//!                    │   │ next sequence and is kept     │
+//!                    │   │ until acknowledged            │
+//!                    │   └──────── hello of another connection: sessionTaken for the older one
+//!                    └── hello; then `resume` ── states, kept outcomes, acceptance ──┘
+//! ```
+//!
+//! A session outlives its connection if it has a name and its client speaks the binary dialect. Handlers do not: what
+//! they hold is lost with the connection.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use bytes::{Bytes, BytesMut};
+use ringpost_protocol::{
+    Code,
+    limits::MAX_SESSION_BYTES,
+    message::{OpenState, Reply, Resume, ServerMessage},
+};
+
+use crate::{
+    Broker, ConnId, Speaks,
+    accept::SHARED_BUFFER_BYTES,
+    broker::Drain,
+    slab::Key,
+    state::{Request, Session, Timer},
+};
+
+/// What a kept outcome costs beside its content: its place in the line.
+const OUTCOME_BYTES: usize = std::mem::size_of::<Reply>();
+/// Kept outcomes share buffers of this size. A larger one is cheaper to fill, and pinned longer by what is left in it.
+const CHUNK_BYTES: usize = 8 << 10;
+
+/// The outcomes that a session's client may not have got, oldest first.
+#[derive(Debug, Default)]
+pub(crate) struct Outcomes {
+    kept: VecDeque<Reply>,
+    bytes: usize,
+    /// The sequence of the last one, kept or not.
+    last: u64,
+    /// The sequence of the last one that had to make room.
+    dropped: u64,
+}
+
+impl Outcomes {
+    /// Keeps a copy of an outcome. How many older ones had to make room.
+    fn keep(&mut self, reply: &Reply, limit_bytes: usize, chunk: &mut BytesMut) -> u64 {
+        let mut reply = reply.clone();
+        if reply.content.len() <= CHUNK_BYTES / 4 {
+            if chunk.capacity() < reply.content.len() {
+                *chunk = BytesMut::with_capacity(CHUNK_BYTES);
+            }
+            reply.content.detach_into(chunk);
+        } else {
+            reply.content.detach(SHARED_BUFFER_BYTES);
+        }
+        self.bytes += OUTCOME_BYTES + reply.content.len();
+        self.kept.push_back(reply);
+        let before = self.kept.len();
+        while self.bytes > limit_bytes {
+            let Some(oldest) = self.pop() else { break };
+            self.dropped = oldest.sequence;
+        }
+        (before - self.kept.len()) as u64
+    }
+
+    fn acknowledge(&mut self, sequence: u64) {
+        while self.kept.front().is_some_and(|oldest| oldest.sequence <= sequence) {
+            self.pop();
+        }
+        if self.kept.is_empty() && self.kept.capacity() > 64 {
+            self.kept = VecDeque::new();
+        }
+    }
+
+    fn pop(&mut self) -> Option<Reply> {
+        let oldest = self.kept.pop_front()?;
+        self.bytes -= OUTCOME_BYTES + oldest.content.len();
+        Some(oldest)
+    }
+
+    fn clear(&mut self) {
+        (self.kept, self.bytes) = (VecDeque::new(), 0);
+    }
+
+    pub(crate) fn check_invariants(&self, limit_bytes: usize) {
+        let bytes: usize = self.kept.iter().map(|reply| OUTCOME_BYTES + reply.content.len()).sum();
+        assert!(bytes == self.bytes && bytes <= limit_bytes, "bytes of kept outcomes");
+        let sequences = self.kept.iter().map(|reply| reply.sequence);
+        let expected = (self.last + 1 - self.kept.len() as u64)..=self.last;
+        assert!(sequences.eq(expected), "kept outcomes are the last ones, without a gap");
+    }
+}
+
+impl Session {
+    /// The connection that outcomes can be sent on now.
+    pub(crate) fn listens(&self) -> Option<ConnId> {
+        self.conn.filter(|_| self.caught_up)
+    }
+}
+
+impl Broker {
+    /// Gives a connection the session of that name, a new one if there is none. Its epoch, and the lowest number that
+    /// its next request may have.
+    pub(crate) fn enter_session(&mut self, conn: ConnId, name: &Bytes) -> (u64, u64) {
+        self.take_from_other(name);
+        let speaks = self.connection(conn).map(|connection| connection.speaks);
+        let key = match self.session_by_name.get(name).copied() {
+            Some(key) => key,
+            None => self.new_session(name, speaks == Some(Speaks::Binary)),
+        };
+        if let Some(connection) = self.connection_mut(conn) {
+            connection.session = Some(key);
+        }
+        let Some(session) = self.sessions.get_mut(key) else { return (1, 1) };
+        session.conn = Some(conn);
+        session.epoch += 1;
+        session.caught_up = session.epoch == 1;
+        if let Some(linger) = session.linger.take() {
+            self.detached -= 1;
+            self.timers.cancel(linger);
+        }
+        (session.epoch, session.next_number)
+    }
+
+    fn new_session(&mut self, name: &Bytes, outlives: bool) -> Key<Session> {
+        // A copy: the name must not pin the buffer that the hello came in.
+        let name = Bytes::copy_from_slice(name);
+        let key = self.sessions.insert(Session {
+            name: name.clone(),
+            conn: None,
+            outlives: outlives && !name.is_empty(),
+            caught_up: true,
+            outcomes: Outcomes::default(),
+            linger: None,
+            epoch: 0,
+            next_number: 1,
+            open: self.table(),
+            by_tag: self.table(),
+            accepted: None,
+        });
+        if !name.is_empty() {
+            self.session_by_name.insert(name, key);
+        }
+        key
+    }
+
+    /// A session belongs to the newest connection that names it; the older one is told, and loses it for good.
+    fn take_from_other(&mut self, name: &Bytes) {
+        let taken = self.session_by_name.get(name).and_then(|taken| self.sessions.get(*taken));
+        if let Some(older) = taken.and_then(|session| session.conn) {
+            self.counters.sessions_taken += 1;
+            let message = "another connection has taken this session over".to_owned();
+            self.refuse_connection(older, Code::SessionTaken, message);
+            self.end_connection(older);
+        }
+    }
+
+    /// JSON: an `init` names the session, which has none yet. It ends with its connection all the same.
+    pub(crate) fn name_session(&mut self, conn: ConnId, name: &Bytes) {
+        let Some(key) = self.connection(conn).and_then(|connection| connection.session) else { return };
+        let unnamed = self.sessions.get(key).is_some_and(|session| session.name.is_empty());
+        if name.is_empty() || !unnamed || name.len() > MAX_SESSION_BYTES {
+            return;
+        }
+        self.take_from_other(name);
+        if let Some(away) = self.session_by_name.get(name).copied() {
+            self.end_session(away);
+        }
+        let name = Bytes::copy_from_slice(name);
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.name = name.clone();
+            self.session_by_name.insert(name, key);
+        }
+    }
+
+    /// The connection is gone. What its session has open goes on, if the client can come back for it.
+    pub(crate) fn leave_session(&mut self, key: Key<Session>, ends_here: bool) {
+        let crowded = self.detached >= self.config.max_sessions_away;
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.conn = None;
+        if !session.outlives || ends_here || self.drain != Drain::No || (crowded && session.open.is_empty()) {
+            return self.end_session(key);
+        }
+        let linger = self.timers.insert(self.now.mono + self.config.session_linger, Timer::Linger(key));
+        session.linger = Some(linger);
+        self.detached += 1;
+    }
+
+    /// Forgets a session. What it has open is called back from the handlers.
+    pub(crate) fn end_session(&mut self, key: Key<Session>) {
+        self.abandon_those(key, |_, _| true);
+        let Some(session) = self.sessions.remove(key) else { return };
+        if let Some(linger) = session.linger {
+            self.counters.sessions_forgotten += 1;
+            self.detached -= 1;
+            self.timers.cancel(linger);
+        }
+        if self.session_by_name.get(&session.name) == Some(&key) {
+            self.session_by_name.remove(&session.name);
+        }
+    }
+
+    pub(crate) fn forget_detached_sessions(&mut self) {
+        let away = |(key, session): (Key<Session>, &Session)| session.conn.is_none().then_some(key);
+        for key in self.sessions.iter().filter_map(away).collect::<Vec<_>>() {
+            self.end_session(key);
+        }
+    }
+
+    /// Calls back the requests of a session that somebody waits for, but for those with these numbers, which rise.
+    fn abandon_all_but(&mut self, key: Key<Session>, wanted: &[u64]) {
+        self.abandon_those(key, |number, request| {
+            wanted.binary_search(&number).is_err() && request.wants_reply()
+        });
+    }
+
+    fn abandon_those(&mut self, key: Key<Session>, unwanted: impl Fn(u64, &Request) -> bool) {
+        let Some(session) = self.sessions.get(key) else { return };
+        let unwanted = |number: u64, key: Key<Request>| {
+            self.requests.get(key).is_some_and(|request| unwanted(number, request))
+        };
+        let open = session.open.iter().filter(|(number, request)| unwanted(**number, **request));
+        let mut requests: Vec<_> = open.map(|(number, request)| (*number, *request)).collect();
+        // The table's order is random; what follows from it must not be.
+        requests.sort_unstable();
+        for (_, request) in requests {
+            self.abandon(request);
+        }
+    }
+
+    /// The client is back: what is known of each number that it has open, then the outcomes that it did not get, then
+    /// how far its requests were accepted.
+    pub(crate) fn resume(&mut self, conn: ConnId, resume: &mut Resume) {
+        let Some(key) = self.connection(conn).and_then(|connection| connection.session) else { return };
+        resume.open.sort_unstable();
+        let forgotten = std::mem::take(&mut resume.held);
+        let known = self.sessions.get(key).is_some_and(|session| !session.caught_up)
+            && resume.boot == self.config.boot;
+        if !known {
+            let open = resume.open.iter().map(|number| (*number, OpenState::Lost)).collect();
+            return self.send(conn, ServerMessage::Resumed { open, forgotten });
+        }
+        self.counters.sessions_resumed += 1;
+        // What the client does not ask for any more, it gave up while it was away.
+        self.abandon_all_but(key, &resume.open);
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.outcomes.acknowledge(resume.sequence);
+        session.caught_up = true;
+        let with_outcome: BTreeSet<_> = session.outcomes.kept.iter().map(|reply| reply.number).collect();
+        let incomplete = session.outcomes.dropped > resume.sequence;
+        let state = |number: u64| {
+            if number >= session.next_number {
+                OpenState::NeverSeen
+            } else if session.open.contains_key(&number) {
+                OpenState::Running
+            } else if with_outcome.contains(&number) {
+                OpenState::Outcome
+            } else if incomplete {
+                OpenState::Lost
+            } else {
+                // A send that was accepted: nothing is left of it but that, and that follows.
+                OpenState::Running
+            }
+        };
+        let open = resume.open.iter().map(|number| (*number, state(*number))).collect();
+        let replayed: Vec<_> = session.outcomes.kept.iter().cloned().collect();
+        let upto = session.next_number - 1;
+        self.send(conn, ServerMessage::Resumed { open, forgotten });
+        self.counters.outcomes_replayed += replayed.len() as u64;
+        for reply in replayed {
+            self.send(conn, ServerMessage::Reply(reply));
+        }
+        if upto > 0 {
+            self.send(conn, ServerMessage::Accepted { upto, tag: Default::default() });
+        }
+    }
+
+    /// A request from a connection that did not resume what its session had: a new process, which knows nothing of the
+    /// older one's requests and could not tell their outcomes from those of its own.
+    pub(crate) fn begin_anew(&mut self, key: Key<Session>) {
+        let Some(session) = self.sessions.get_mut(key).filter(|session| !session.caught_up) else { return };
+        session.caught_up = true;
+        session.outcomes.clear();
+        self.abandon_all_but(key, &[]);
+    }
+
+    pub(crate) fn acknowledge(&mut self, conn: ConnId, sequence: u64) {
+        let key = self.connection(conn).and_then(|connection| connection.session);
+        if let Some(session) = key.and_then(|key| self.sessions.get_mut(key)) {
+            session.outcomes.acknowledge(sequence);
+        }
+    }
+
+    /// Sends an outcome to its session's client, and keeps it until the client has acknowledged it.
+    pub(crate) fn put_out(&mut self, key: Key<Session>, mut reply: Reply) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.outcomes.last += 1;
+        reply.sequence = session.outcomes.last;
+        if session.outlives {
+            let limit = self.config.outcome_limit_bytes;
+            self.counters.outcomes_dropped += session.outcomes.keep(&reply, limit, &mut self.chunk);
+        }
+        if let Some(conn) = session.listens() {
+            self.send(conn, ServerMessage::Reply(reply));
+        }
+    }
+
+    pub(crate) fn close_if_session_finished(&mut self, key: Key<Session>) {
+        if let Some(conn) = self.sessions.get(key).and_then(|session| session.conn) {
+            self.close_if_finished(conn);
+        }
+    }
+}

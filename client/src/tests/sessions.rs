@@ -1,0 +1,157 @@
+//! A session across connections: what is asked for, sent again, and given up.
+
+use ringpost_protocol::message::{OpenState, Resume, Target};
+
+use super::*;
+
+fn named() -> ClientConfig {
+    ClientConfig { session: "tester".into(), ..ClientConfig::default() }
+}
+
+/// Loses the connection and comes back to a server of this boot, which has seen the session so often.
+fn come_back(rig: &mut Rig, boot: u64, epoch: u64) -> Vec<Output> {
+    rig.lose("cut");
+    come_back_from_pause(rig, boot, epoch)
+}
+
+fn come_back_from_pause(rig: &mut Rig, boot: u64, epoch: u64) -> Vec<Output> {
+    while !matches!(rig.pass(ms(100)).last(), Some(Output::Connect)) {}
+    rig.client.connected(rig.now);
+    rig.outputs();
+    let ServerMessage::Welcome(welcome) = welcome() else { unreachable!() };
+    let mut outputs = rig.receive(ServerMessage::Welcome(Welcome { boot, epoch, ..welcome }));
+    assert!(matches!(outputs.remove(0), Output::Event(Event::Connected { .. })));
+    outputs
+}
+
+fn outcome(number: u64, sequence: u64) -> ServerMessage {
+    ServerMessage::Reply(Reply { number, sequence, content: Content::from_payload("3"), ..Reply::default() })
+}
+
+fn resumed(open: &[(u64, OpenState)]) -> ServerMessage {
+    ServerMessage::Resumed { open: open.to_vec(), forgotten: Vec::new() }
+}
+
+/// What is open stays open, and the broker's word decides on each: run on, outcome, send again, lost.
+#[test]
+fn open_requests_are_asked_for() {
+    let mut rig = Rig::ready(named());
+    for token in 1..=5 {
+        rig.sent(RequestFlags::default(), token);
+    }
+    rig.receive(outcome(1, 1));
+    let outputs = come_back(&mut rig, 5, 2);
+    let expected = Resume { boot: 5, sequence: 1, open: vec![2, 3, 4, 5], held: vec![] };
+    assert_eq!(outputs, [Output::Send(ClientMessage::Resume(expected))]);
+    rig.request(plain(), 6);
+    assert_eq!(rig.outputs(), [], "new ones wait behind those that are sent again");
+    let states =
+        [(2, OpenState::Running), (3, OpenState::Outcome), (4, OpenState::Lost), (5, OpenState::NeverSeen)];
+    let outputs = rig.receive(resumed(&states));
+    assert_eq!(ends(&outputs), [(4, Some(Code::ConnectionLost), true)]);
+    let numbers: Vec<_> = requests(&outputs).iter().map(|request| request.number).collect();
+    assert_eq!(numbers, [5, 6]);
+    assert!(requests(&outputs)[0].timeout_ms < 10_000, "what is left of its time");
+    assert_eq!(ends(&rig.receive(outcome(3, 2))), [(3, None, true)]);
+    assert_eq!(ends(&rig.receive(outcome(2, 3))), [(2, None, true)]);
+}
+
+/// An outcome that comes twice counts once.
+#[test]
+fn replayed_outcomes_count_once() {
+    let mut rig = Rig::ready(named());
+    let number = rig.sent(RequestFlags::BROADCAST, 1);
+    let leg = |index, sequence| {
+        let leg = Some(Leg { index, expected: 2 });
+        ServerMessage::Reply(Reply { number, sequence, leg, ..Reply::default() })
+    };
+    assert_eq!(ends(&rig.receive(leg(0, 1))), [(1, None, false)]);
+    come_back(&mut rig, 5, 2);
+    rig.receive(resumed(&[(number, OpenState::Running)]));
+    assert_eq!(rig.receive(leg(0, 1)), []);
+    assert_eq!(ends(&rig.receive(leg(1, 2))), [(1, None, true)]);
+}
+
+/// A server that restarted, or forgot the session: what may have run ends, what has attempts left goes again, first.
+#[test]
+fn a_session_that_is_not_known() {
+    for (boot, epoch) in [(6, 1), (5, 1)] {
+        let mut rig = Rig::ready(named());
+        rig.sent(RequestFlags::default(), 1);
+        rig.request(RequestSpec { max_attempts: 3, ..plain() }, 2);
+        rig.outputs();
+        rig.sent(RequestFlags::SEND, 3);
+        rig.lose("cut");
+        rig.request(plain(), 4);
+        let outputs = come_back_from_pause(&mut rig, boot, epoch);
+        let lost = Some(Code::ConnectionLost);
+        assert_eq!(ends(&outputs), [(1, lost, true), (3, lost, true)]);
+        let again: Vec<_> =
+            requests(&outputs).iter().map(|request| (request.number, request.max_attempts)).collect();
+        assert_eq!(again, [(4, 2), (5, 0)], "numbers never go back");
+        assert_eq!(ends(&rig.receive(outcome(4, 1))), [(2, None, true)]);
+    }
+}
+
+/// A send counts as accepted when the broker says so after the return, and is sent again if it never came.
+#[test]
+fn sends_across_connections() {
+    let mut rig = Rig::ready(named());
+    rig.sent(RequestFlags::SEND, 1);
+    rig.sent(RequestFlags::SEND, 2);
+    come_back(&mut rig, 5, 2);
+    let outputs = rig.receive(resumed(&[(1, OpenState::Running), (2, OpenState::NeverSeen)]));
+    assert_eq!(requests(&outputs).len(), 1);
+    let accepted = |upto| ServerMessage::Accepted { upto, tag: Default::default() };
+    assert_eq!(ends(&rig.receive(accepted(1))), [(1, None, true)]);
+    assert_eq!(ends(&rig.receive(accepted(2))), [(2, None, true)]);
+}
+
+/// While the connection is away, timeouts and cancels go on; the broker is not asked for what is over.
+#[test]
+fn the_time_away_counts() {
+    let mut rig = Rig::ready(named());
+    let cancelled = rig.request(plain(), 1);
+    rig.request(RequestSpec { timeout: ms(10), ..plain() }, 2);
+    rig.outputs();
+    rig.sent(RequestFlags::default(), 3);
+    rig.lose("cut");
+    rig.client.cancel(cancelled, rig.now);
+    assert_eq!(ends(&rig.outputs()), [(1, Some(Code::Cancelled), true)]);
+    let outputs = rig.pass(ms(600));
+    assert_eq!(ends(&outputs), [(2, Some(Code::Timeout), true)]);
+    let outputs = come_back_from_pause(&mut rig, 5, 2);
+    let expected = Resume { boot: 5, sequence: 0, open: vec![3], held: vec![] };
+    assert_eq!(outputs, [Output::Send(ClientMessage::Resume(expected))]);
+}
+
+/// Outcomes are acknowledged many at a time, or after a while.
+#[test]
+fn outcomes_are_acknowledged() {
+    let mut rig = Rig::ready(named());
+    let acknowledged = |outputs: &[Output]| {
+        let sequence = |output: &Output| match output {
+            Output::Send(ClientMessage::Acknowledge(Target::Number(sequence))) => Some(*sequence),
+            _ => None,
+        };
+        outputs.iter().filter_map(sequence).collect::<Vec<_>>()
+    };
+    for number in 1..=63 {
+        rig.sent(RequestFlags::default(), number);
+        assert_eq!(acknowledged(&rig.receive(outcome(number, number))), []);
+    }
+    rig.sent(RequestFlags::default(), 64);
+    assert_eq!(acknowledged(&rig.receive(outcome(64, 64))), [64]);
+    rig.sent(RequestFlags::default(), 65);
+    rig.receive(outcome(65, 65));
+    assert_eq!(acknowledged(&rig.pass(ms(60))), [65]);
+    assert_eq!(acknowledged(&rig.pass(ms(600))), []);
+}
+
+/// A client that is closed says goodbye, so that its session is not waited for.
+#[test]
+fn goodbye() {
+    let mut rig = Rig::ready(named());
+    rig.client.close();
+    assert_eq!(count(&rig.outputs(), &Output::Send(ClientMessage::Goaway)), 1);
+}
