@@ -115,6 +115,26 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "DURATION", env = "RINGPOST_PING_INTERVAL", value_parser = duration)]
     ping_interval: Option<Duration>,
 
+    /// Broadcasts that may wait for one handler with no room; the next is refused there [default: 16]
+    #[arg(long, value_name = "N", env = "RINGPOST_LEG_QUEUE_LIMIT")]
+    leg_queue_limit: Option<usize>,
+
+    /// A handler that has not answered so long after it was called back gets nothing more until it does [default: 30s]
+    #[arg(long, value_name = "DURATION", env = "RINGPOST_STUCK_AFTER", value_parser = duration)]
+    stuck_after: Option<Duration>,
+
+    /// How long a client may be away before its session, and what it has open, is forgotten [default: 60s]
+    #[arg(long, value_name = "DURATION", env = "RINGPOST_SESSION_LINGER", value_parser = duration)]
+    session_linger: Option<Duration>,
+
+    /// Sessions with nothing open that are remembered while their clients are away [default: 16384]
+    #[arg(long, value_name = "N", env = "RINGPOST_MAX_SESSIONS_AWAY")]
+    max_sessions_away: Option<usize>,
+
+    /// Bytes of outcomes kept for one session until its client has acknowledged them [default: 1MiB]
+    #[arg(long, value_name = "SIZE", env = "RINGPOST_OUTCOME_LIMIT", value_parser = size)]
+    outcome_limit: Option<u64>,
+
     /// How long a leaving server waits for what is open [default: 10s]
     #[arg(long, value_name = "DURATION", env = "RINGPOST_DRAIN_TIMEOUT", value_parser = duration)]
     drain_timeout: Option<Duration>,
@@ -164,6 +184,11 @@ impl ServeArgs {
         replace(&mut config.outbound_limit, self.outbound_limit);
         replace(&mut config.handshake_timeout, self.handshake_timeout);
         replace(&mut config.ping_interval, self.ping_interval);
+        replace(&mut config.leg_queue_limit, self.leg_queue_limit);
+        replace(&mut config.stuck_after, self.stuck_after);
+        replace(&mut config.session_linger, self.session_linger);
+        replace(&mut config.max_sessions_away, self.max_sessions_away);
+        replace(&mut config.outcome_limit, self.outcome_limit);
         replace(&mut config.drain_timeout, self.drain_timeout);
         config.validate()?;
         Ok(config)
@@ -222,7 +247,8 @@ mod tests {
             "ringpost serve --id a --listen 127.0.0.1:1 --listen [::1]:2,127.0.0.1:3 --dispatch least-busy \
              --dispatch-interval 1ms --max-payload 1KiB --queue-limit 1 --queue-limit-bytes 2KiB --max-connections 3 \
              --max-actions 4 --max-ttl 5s --default-timeout 6s --outbound-limit 7MiB --handshake-timeout 8s \
-             --ping-interval 9s --drain-timeout 10s"
+             --ping-interval 9s --drain-timeout 10s --leg-queue-limit 11 --stuck-after 12s --session-linger 13s \
+             --max-sessions-away 14 --outcome-limit 15KiB"
                 .split_whitespace()
                 .collect::<Vec<_>>()
                 .join(" ")
@@ -242,6 +268,9 @@ mod tests {
             (seconds(5), seconds(6), 7 << 20);
         (expected.handshake_timeout, expected.ping_interval) = (seconds(8), seconds(9));
         expected.drain_timeout = seconds(10);
+        (expected.leg_queue_limit, expected.max_sessions_away) = (11, 14);
+        (expected.stuck_after, expected.session_linger) = (seconds(12), seconds(13));
+        expected.outcome_limit = 15 << 10;
         assert_eq!(config, expected);
     }
 

@@ -93,6 +93,21 @@ pub struct Config {
     /// Silence after which a client is asked whether it is there; it is lost after three times that. Default 5 s.
     #[serde(with = "units::duration")]
     pub ping_interval: Duration,
+    /// Broadcasts that may wait for one handler's credit; the next one's leg is refused. Default 16.
+    pub leg_queue_limit: usize,
+    /// A handler that has not answered this long after it was called back gets nothing more until it answers. Default
+    /// 30 s.
+    #[serde(with = "units::duration")]
+    pub stuck_after: Duration,
+    /// How long a client may be away before its session is forgotten, with all that it has open. Default 60 s.
+    #[serde(with = "units::duration")]
+    pub session_linger: Duration,
+    /// Sessions without anything open that are remembered while their clients are away. Default 16384.
+    pub max_sessions_away: usize,
+    /// Bytes of outcomes that are kept for one session until its client has acknowledged them; beyond it the oldest
+    /// cannot be sent again after a reconnect. Default 1 MiB.
+    #[serde(with = "units::size")]
+    pub outcome_limit: u64,
     /// How long a leaving server waits for what is open. Default 10 s.
     #[serde(with = "units::duration")]
     pub drain_timeout: Duration,
@@ -116,6 +131,11 @@ impl Default for Config {
             outbound_limit: 64 << 20,
             handshake_timeout: Duration::from_secs(5),
             ping_interval: broker.ping_interval,
+            leg_queue_limit: broker.leg_queue_limit,
+            stuck_after: broker.stuck_after,
+            session_linger: broker.session_linger,
+            max_sessions_away: broker.max_sessions_away,
+            outcome_limit: broker.outcome_limit_bytes as u64,
             drain_timeout: Duration::from_secs(10),
         }
     }
@@ -227,13 +247,16 @@ impl Config {
             ("default-timeout", self.default_timeout),
             ("handshake-timeout", self.handshake_timeout),
             ("ping-interval", self.ping_interval),
+            ("stuck-after", self.stuck_after),
         ] {
             let allowed = Duration::from_millis(1)..=Duration::from_millis(u64::from(u32::MAX - 1));
             check(key, format!("{value:?}"), allowed.contains(&value), || "1ms to 49d".into())?;
         }
-        for (key, value) in
-            [("dispatch-interval", self.dispatch_interval), ("drain-timeout", self.drain_timeout)]
-        {
+        for (key, value) in [
+            ("dispatch-interval", self.dispatch_interval),
+            ("session-linger", self.session_linger),
+            ("drain-timeout", self.drain_timeout),
+        ] {
             let allowed = value <= Duration::from_secs(86_400);
             check(key, format!("{value:?}"), allowed, || "at most 1d".into())?;
         }
@@ -258,6 +281,11 @@ impl Config {
             default_timeout: self.default_timeout,
             max_ttl: self.max_ttl,
             ping_interval: self.ping_interval,
+            leg_queue_limit: self.leg_queue_limit,
+            stuck_after: self.stuck_after,
+            session_linger: self.session_linger,
+            max_sessions_away: self.max_sessions_away,
+            outcome_limit_bytes: usize::try_from(self.outcome_limit).unwrap_or(usize::MAX),
             ..ringpost_broker::Config::default()
         }
     }
@@ -302,6 +330,11 @@ mod tests {
             outbound-limit = "8MiB"
             handshake-timeout = "1s"
             ping-interval = "250ms"
+            leg-queue-limit = 5
+            stuck-after = "20s"
+            session-linger = "30s"
+            max-sessions-away = 6
+            outcome-limit = "64KiB"
             drain-timeout = "1m"
         "#;
         let config = Config::from_toml_text(text).unwrap();
@@ -309,6 +342,7 @@ mod tests {
         assert_eq!((config.dispatch, config.max_payload), (Dispatch::LeastBusy, 1 << 20));
         assert_eq!(config.dispatch_interval, Duration::from_millis(5));
         assert_eq!(config.default_timeout, Duration::from_millis(2500));
+        assert_eq!((config.session_linger, config.outcome_limit), (Duration::from_secs(30), 64 << 10));
         assert_eq!(config.drain_timeout, Duration::from_secs(60));
         assert_eq!(Config::from_toml_text("").unwrap(), Config::default());
         Config::default().validate().unwrap();
