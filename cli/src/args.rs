@@ -41,6 +41,7 @@ pub(crate) struct Cli {
 
 /// What to do.
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one of it in a process")]
 pub(crate) enum Command {
     Serve(serve::ServeArgs),
     Handle(handle::HandleArgs),
