@@ -2,7 +2,7 @@
 //!
 //! | module | is |
 //! |---|---|
-//! | [`world`] | the clock, the queue of what will happen, and what connects the parts |
+//! | `world` | the clock, the queue of what will happen, and what connects the parts |
 //! | `network` | links that delay, cut into pieces, stall and break; they never reorder or change bytes |
 //! | `server` | the broker's core behind the server's codec, as the server drives it |
 //! | `peer` | a client core with the wire's codec, as the SDK drives it, and an application on top |
