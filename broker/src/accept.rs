@@ -307,7 +307,7 @@ impl Broker {
     }
 
     /// Tells the handlers that hold a request that nobody waits for it any more.
-    fn call_back(&mut self, key: Key<Request>) {
+    pub(crate) fn call_back(&mut self, key: Key<Request>) {
         let Some(request) = self.requests.get(key) else { return };
         let held: Vec<_> = match &request.state {
             RequestState::Queued => return,

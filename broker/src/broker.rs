@@ -106,6 +106,7 @@ impl Broker {
             Input::Undeliverable { conn, message } => self.undeliverable(*conn, message),
             Input::Refused { cause } => self.counters.count(*cause),
             Input::Drain { grace_ms } => self.start_drain(*grace_ms),
+            Input::DrainOver => self.end_drain(),
         }
     }
 

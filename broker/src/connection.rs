@@ -79,6 +79,11 @@ impl Broker {
             let name = String::from_utf8_lossy(&register.action);
             return self.send(conn, report(code, format!("`{name}` cannot be registered: {error}")));
         }
+        if self.drain != Drain::No {
+            self.counters.refused_registrations += 1;
+            let message = "the server is leaving and takes no new handlers: connect to another".to_owned();
+            return self.send(conn, report(Code::Draining, message));
+        }
         let credit = if register.credit == 0 { self.config.default_credit } else { register.credit };
         if let Some(handler) = self.registration(conn, register.registration, &register.action) {
             // JSON clients name their registrations by the action: registering again changes the credit.
@@ -151,8 +156,15 @@ impl Broker {
     }
 
     /// The client will say nothing more. What it asked is answered; what its handlers hold can never be.
+    ///
+    /// In the binary dialect it says goodbye first. An end of stream without that is what the system makes of a client
+    /// that crashed or was killed: it is gone.
     pub(crate) fn half_closed(&mut self, conn: ConnId) {
         let Some(connection) = self.connection_mut(conn) else { return };
+        if connection.speaks == Speaks::Binary && !connection.leaving {
+            self.close(conn, CloseReason::Gone);
+            return self.end_connection(conn);
+        }
         connection.half_closed = true;
         self.lose_handlers(conn);
         self.close_if_finished(conn);
@@ -258,6 +270,17 @@ impl Broker {
         self.forget_detached_sessions();
         for index in 0..self.connections.len() {
             self.send_goaway(ConnId(index as u32), grace_ms);
+        }
+    }
+
+    /// Nobody waits any longer: what is open ends, so that every requester has its outcome.
+    pub(crate) fn end_drain(&mut self) {
+        let mut open: Vec<_> = self.requests.iter().map(|(key, request)| (request.count, key)).collect();
+        open.sort_unstable();
+        for (_, request) in open {
+            self.call_back(request);
+            let message = "the server left before it was answered; it may have run".to_owned();
+            self.end_with_error(request, Code::Draining, message);
         }
     }
 

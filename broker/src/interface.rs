@@ -78,6 +78,8 @@ pub enum Input {
         /// How long the driver will wait for that, in milliseconds.
         grace_ms: u32,
     },
+    /// The driver has waited long enough after [`Input::Drain`]: what is still open ends now, with `draining`.
+    DrainOver,
 }
 
 /// Why a driver ends a connection by itself.
@@ -123,4 +125,6 @@ pub enum CloseReason {
     Refused(Code),
     /// It was silent for too long.
     Silent,
+    /// Its stream ended without a goodbye.
+    Gone,
 }

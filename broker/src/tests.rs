@@ -572,7 +572,51 @@ fn half_close() {
     stage.request(requester, 1, |_| {});
     stage.input(Input::HalfClosed { conn: handler });
     assert_eq!(stage.codes(requester), [(1, Some(Code::HandlerLost))]);
-    assert_eq!(stage.closed.last(), Some(&(handler, CloseReason::Finished)));
+    assert_eq!(stage.closed.last(), Some(&(handler, CloseReason::Gone)));
+}
+
+/// In the binary dialect an end of stream is an end in order only behind a goodbye: a client that was killed has none.
+#[test]
+fn an_end_without_goodbye() {
+    let mut stage = Stage::new(Config::default());
+    let (handler, polite, killed) =
+        (stage.handler("sum", 2), stage.connect(Speaks::Binary), stage.connect(Speaks::Binary));
+    stage.request(polite, 1, |_| {});
+    stage.request(killed, 1, |_| {});
+    let held = stage.deliveries(handler);
+    stage.say(polite, ClientMessage::Goaway);
+    stage.input(Input::HalfClosed { conn: polite });
+    stage.input(Input::HalfClosed { conn: killed });
+    assert_eq!(stage.closed, [(killed, CloseReason::Gone)]);
+    assert!(
+        matches!(stage.take(handler)[..], [ServerMessage::Cancel { delivery, .. }] if delivery == held[1].delivery)
+    );
+    stage.answer(handler, held[0].delivery, Verdict::Reply);
+    assert_eq!(stage.codes(polite), [(1, None)]);
+}
+
+/// When the drain's time is over, everybody who still waits has an outcome; no handlers are taken meanwhile.
+#[test]
+fn the_end_of_a_drain() {
+    let mut stage = Stage::new(Config::default());
+    let (handler, requester, json) =
+        (stage.handler("sum", 1), stage.connect(Speaks::Binary), stage.connect(Speaks::Json));
+    stage.request(requester, 1, |_| {});
+    stage.request(json, 0, |_| {});
+    stage.request(requester, 2, broadcast);
+    stage.take(handler);
+    stage.input(Input::Drain { grace_ms: 1000 });
+    stage.take(json);
+    stage.register(json, 0, "late", 1);
+    assert!(matches!(&stage.take(json)[..], [ServerMessage::Error(report)] if report.code == Code::Draining));
+    stage.take(handler);
+    assert!(!stage.drained);
+    stage.input(Input::DrainOver);
+    let draining = Some(Code::Draining);
+    assert_eq!(stage.codes(requester), [(1, draining), (2, draining)]);
+    assert_eq!(stage.codes(json), [(1, draining)]);
+    assert!(matches!(stage.take(handler)[..], [ServerMessage::Cancel { .. }]));
+    assert!(stage.drained);
 }
 
 /// A requester that is gone leaves nothing behind, and its handlers are told.

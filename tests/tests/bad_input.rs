@@ -299,13 +299,14 @@ fn replies_to_what_is_not_held() {
     assert_eq!(stats(server.address())["total"]["foreignAnswers"], 5);
 }
 
-/// Half a connection: a requester that has no more to say is answered; a handler loses what it holds.
+/// Half a connection: a requester that has no more to say, and says so, is answered; a handler loses what it holds.
 #[test]
 fn half_closes() {
     let server = server();
     let (mut handler, mut requester) = (Frames::connect(&server), Frames::connect(&server));
     handler.register("sum");
     requester.request(1, "sum");
+    requester.say(&ClientMessage::Goaway);
     requester.raw.end();
     let delivery = handler.delivery().delivery;
     handler.answer(delivery);

@@ -163,6 +163,7 @@ fn silent_after_a_half_close() {
     let (handler, requester) = (stage.connect(Speaks::Json), stage.connect(Speaks::Binary));
     stage.register(handler, 0, "sum", 1);
     stage.request(requester, 1, |request| request.timeout_ms = 60_000);
+    stage.say(requester, Goaway);
     stage.input(Input::HalfClosed { conn: requester });
     stage.pass(Duration::from_secs(40));
     let delivery = stage.deliveries(handler)[0].delivery;
