@@ -286,6 +286,8 @@ fn replies_to_what_is_not_held() {
         &json!({"action": "response", "message": {"serverId": format!("{boot}-{delivery:x}"), "data": 9}}),
     );
     assert_eq!(json.answer()["message"]["info"]["code"], "malformed");
+    json.object(&json!({"action": "response", "message": {"serverId": "nonsense", "data": 9}}));
+    assert_eq!(json.answer()["message"]["info"]["code"], "malformed", "and it goes on");
     for wrong in [delivery, 0, u64::MAX] {
         other.answer(wrong);
         assert!(matches!(other.next(), Some(ServerMessage::Error(report)) if report.number == wrong));
@@ -296,7 +298,7 @@ fn replies_to_what_is_not_held() {
     assert_eq!(requester.reply().content.payload(), b"2");
     requester.request(2, "sum");
     handler.delivery();
-    assert_eq!(stats(server.address())["total"]["foreignAnswers"], 5);
+    assert_eq!(stats(server.address())["total"]["foreignAnswers"], 6);
 }
 
 /// Half a connection: a requester that has no more to say, and says so, is answered; a handler loses what it holds.

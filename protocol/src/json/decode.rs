@@ -91,7 +91,7 @@ impl Decoder {
         let (rules, layout) = (self.rules, self.scanner.layout());
         parser
             .read(&object, |value| Reader { rules, object: &object, layout }.message(value))
-            .map_err(|error| WireError::malformed(format!("this is not JSON: {error} of the object")))?
+            .map_err(|_| WireError::malformed(format!("this is not JSON: {}", why_not_json(&object))))?
             .map(Some)
     }
 
@@ -279,6 +279,8 @@ impl Reader<'_> {
         match server_id::read(text) {
             Some((boot, delivery)) if boot == self.rules.boot => Ok(delivery),
             Some(_) => Ok(0),
+            // The broker says that nobody holds it: a mistake of one answer, not of the connection.
+            None if !text.is_empty() => Ok(0),
             None => {
                 Err(WireError::malformed("`message.serverId` must be the one that the request came with"))
             }
@@ -389,4 +391,16 @@ fn too_large(key: &str, bytes: usize, most: usize) -> WireError {
     let hint =
         if matches!(key, "data" | "message.info.error") { " by the server's --max-payload" } else { "" };
     WireError::new(Code::TooLarge, format!("`{key}` has {bytes} bytes, {most} are allowed{hint}"))
+}
+
+/// What is wrong with an object, and where. The fast parser tells only that something is; a second one is asked for the
+/// place, once for a connection, which is closed then.
+fn why_not_json(object: &[u8]) -> String {
+    if let Err(error) = std::str::from_utf8(object) {
+        return format!("byte {} of the object is not UTF-8", error.valid_up_to() + 1);
+    }
+    match serde_json::from_slice::<serde_json::Value>(object) {
+        Err(error) => format!("{error} of the object"),
+        Ok(_) => "a number in it is larger than any float, or it has more than can be kept".to_owned(),
+    }
 }

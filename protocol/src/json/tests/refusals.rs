@@ -96,7 +96,7 @@ fn types() {
         (r#"{"action":"response"}"#, "`message.serverId`"),
         (r#"{"action":"response","message":[]}"#, "`message` must be an object"),
         (r#"{"action":"response","message":{"serverId":1}}"#, "`message.serverId` must be a string"),
-        (r#"{"action":"response","message":{"serverId":"7"}}"#, "`message.serverId` must be the one"),
+        (r#"{"action":"response","message":{"serverId":""}}"#, "`message.serverId` must be the one"),
         (r#"{"action":"error","message":{"info":"boom"}}"#, "`info` must be an object"),
     ] {
         refused(text, Code::Malformed, named);
