@@ -1,41 +1,12 @@
-//! The server's own actions: `$sys.…`. They are answered at once, by the core itself.
+//! `$sys.stats`: numbers.
 
-use ringpost_protocol::{
-    Code, Content, json,
-    message::{Request as Asked, RequestFlags},
-};
+use ringpost_protocol::json;
 
-use crate::{Broker, ConnId, Speaks, slab::Key, state::Session};
-
-const KNOWN: &str = "`$sys.stats` and `$sys.receivers`";
+use crate::{Broker, Speaks};
 
 impl Broker {
-    pub(crate) fn answer_control(
-        &mut self,
-        conn: ConnId,
-        session: Key<Session>,
-        speaks: Speaks,
-        asked: &Asked,
-    ) {
-        let (code, content) = match asked.content.name() {
-            b"$sys.stats" => (None, Content::from_payload(self.stats())),
-            b"$sys.receivers" => (None, Content::from_payload(self.receivers_list())),
-            name => {
-                let name = String::from_utf8_lossy(name);
-                let message = format!("`{name}` is not one of the server's own actions: there are {KNOWN}");
-                (Some(Code::NoHandler), Content::from_payload(message))
-            }
-        };
-        if code.is_none() && asked.flags.has(RequestFlags::SEND) {
-            self.accept_send(session, speaks, asked.number);
-        } else {
-            self.reply_at_once(session, asked, code, content);
-        }
-        self.close_if_finished(conn);
-    }
-
     /// JSON text: who this is, what there is now, and what has happened since the start.
-    fn stats(&self) -> Vec<u8> {
+    pub(super) fn stats(&self) -> Vec<u8> {
         let connections = |speaks| {
             self.connections.iter().flatten().filter(|connection| connection.speaks == speaks).count() as u64
         };

@@ -1,0 +1,63 @@
+//! The server's own actions: `$sys.…`. They are answered at once, by the core itself.
+//!
+//! | action | data | reply |
+//! |---|---|---|
+//! | `$sys.stats` | – | what there is now, and what has happened since the start |
+//! | `$sys.receivers` | – | the names of the actions that have handlers |
+//! | `$sys.actions` | – | each action with its handlers and its queue |
+//! | `$sys.connections` | – | each connection with what it has open |
+//! | `$sys.queues` | see `queues` | what waits for handlers; looking into it, ending it |
+
+use bytes::Bytes;
+use ringpost_protocol::{
+    Code, Content,
+    message::{Request as Asked, RequestFlags},
+};
+
+use crate::{Broker, ConnId, Speaks, slab::Key, state::Session};
+
+mod lists;
+mod queues;
+mod stats;
+
+const KNOWN: &str = "`$sys.stats`, `$sys.receivers`, `$sys.actions`, `$sys.connections` and `$sys.queues`";
+
+/// Why a control request could not be done: the code and the message of its reply.
+type Refused = (Code, String);
+
+impl Broker {
+    pub(crate) fn answer_control(
+        &mut self,
+        conn: ConnId,
+        session: Key<Session>,
+        speaks: Speaks,
+        asked: &Asked,
+    ) {
+        let (code, content) = match self.control(&asked.content) {
+            Ok(text) => (None, Content::from_payload(text)),
+            Err((code, message)) => (Some(code), Content::from_payload(message)),
+        };
+        if code.is_none() && asked.flags.has(RequestFlags::SEND) {
+            self.accept_send(session, speaks, asked.number);
+        } else {
+            self.reply_at_once(session, asked, code, content);
+        }
+        self.close_if_finished(conn);
+    }
+
+    /// What the server says: JSON text.
+    fn control(&mut self, content: &Content) -> Result<Bytes, Refused> {
+        match content.name() {
+            b"$sys.stats" => Ok(self.stats().into()),
+            b"$sys.receivers" => Ok(self.receivers_list()),
+            b"$sys.actions" => Ok(self.list_actions().to_string().into()),
+            b"$sys.connections" => Ok(self.list_connections().to_string().into()),
+            b"$sys.queues" => self.queues(content.payload()).map(|answer| answer.to_string().into()),
+            name => {
+                let name = String::from_utf8_lossy(name);
+                let message = format!("`{name}` is not one of the server's own actions: there are {KNOWN}");
+                Err((Code::NoHandler, message))
+            }
+        }
+    }
+}
