@@ -116,6 +116,12 @@ impl Broker {
         {
             return self.refuse(conn, session_key, asked, Code::Overloaded, message);
         }
+        let to_be_kept = !at_once || asked.max_attempts > 1;
+        if to_be_kept && self.kept_bytes + asked.content.len() > self.config.memory_bytes {
+            let message =
+                format!("{} bytes are kept already: no more are (the server's --memory)", self.kept_bytes);
+            return self.refuse(conn, session_key, asked, Code::Overloaded, message);
+        }
         let deadline = self.deadline(asked, speaks);
         let key = self.requests.next_key();
         let timer = self.timers.insert(deadline.at, Timer::Request(key));
@@ -178,8 +184,12 @@ impl Broker {
     pub(crate) fn keep(&mut self, key: Key<Request>, mut content: Content) {
         content.detach(SHARED_BUFFER_BYTES);
         let Some(request) = self.requests.get_mut(key) else { return };
+        self.kept_bytes += content.len();
         match request.kept.and_then(|kept| self.kept.get_mut(kept)) {
-            Some(kept) => kept.content = content,
+            Some(kept) => {
+                self.kept_bytes -= kept.content.len();
+                kept.content = content;
+            }
             None => request.kept = Some(self.kept.insert(Kept { tag: Tag::new(), content })),
         }
     }

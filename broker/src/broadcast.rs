@@ -57,7 +57,7 @@ impl Broker {
         if !waiting
             && let Some(kept) = self.requests.get(key).and_then(|request| self.kept.get_mut(request.kept?))
         {
-            kept.content = Content::default();
+            self.kept_bytes -= std::mem::take(&mut kept.content).len();
         }
     }
 

@@ -28,6 +28,8 @@ pub struct Broker {
     pub(crate) handlers: Slab<Handler>,
     pub(crate) requests: Slab<Request>,
     pub(crate) kept: Slab<Kept>,
+    /// Bytes of all contents and outcomes that are kept.
+    pub(crate) kept_bytes: usize,
     pub(crate) deliveries: Slab<Delivery>,
     pub(crate) timers: Wheel<Timer>,
     pub(crate) receivers: Receivers,
@@ -73,6 +75,7 @@ impl Broker {
             handlers: Slab::default(),
             requests: Slab::default(),
             kept: Slab::default(),
+            kept_bytes: 0,
             deliveries: Slab::default(),
             timers: Wheel::new(),
             receivers: Receivers::default(),

@@ -31,6 +31,8 @@ pub struct Config {
     pub queue_limit: usize,
     /// Bytes that may wait in one action's queue.
     pub queue_limit_bytes: usize,
+    /// Bytes of contents and outcomes that are kept beyond their turn, in all queues and sessions together.
+    pub memory_bytes: usize,
     /// Legs of broadcasts that may wait for one handler.
     pub leg_queue_limit: usize,
     /// Actions that one connection may register.
@@ -69,6 +71,7 @@ impl Default for Config {
             max_payload: DEFAULT_MAX_PAYLOAD_BYTES,
             queue_limit: 65_536,
             queue_limit_bytes: 64 << 20,
+            memory_bytes: 1 << 30,
             leg_queue_limit: 16,
             max_actions: 1024,
             default_credit: 64,

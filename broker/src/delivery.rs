@@ -34,7 +34,12 @@ impl Broker {
         let Some(kept) = self.requests.get(key).and_then(|request| self.kept.get_mut(request.kept?)) else {
             return;
         };
-        let content = if last { std::mem::take(&mut kept.content) } else { kept.content.clone() };
+        let content = if last {
+            self.kept_bytes -= kept.content.len();
+            std::mem::take(&mut kept.content)
+        } else {
+            kept.content.clone()
+        };
         self.deliver_content(key, handler, content);
     }
 
@@ -370,6 +375,7 @@ impl Broker {
         self.timers.cancel(timer);
         let session = self.sessions.get_mut(ended.session);
         if let Some(kept) = kept.and_then(|kept| self.kept.remove(kept)) {
+            self.kept_bytes -= kept.content.len();
             ended.tag = kept.tag;
         }
         if let Some(session) = session {

@@ -47,6 +47,11 @@ pub(crate) struct Outcomes {
 }
 
 impl Outcomes {
+    /// Bytes that it keeps.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Keeps a copy of an outcome. How many older ones had to make room.
     fn keep(&mut self, reply: &Reply, limit_bytes: usize, chunk: &mut BytesMut) -> u64 {
         let mut reply = reply.clone();
@@ -195,6 +200,7 @@ impl Broker {
     pub(crate) fn end_session(&mut self, key: Key<Session>) {
         self.abandon_those(key, |_, _| true);
         let Some(session) = self.sessions.remove(key) else { return };
+        self.kept_bytes -= session.outcomes.bytes;
         if let Some(linger) = session.linger {
             self.counters.sessions_forgotten += 1;
             self.detached -= 1;
@@ -249,7 +255,9 @@ impl Broker {
         // What the client does not ask for any more, it gave up while it was away.
         self.abandon_all_but(key, &resume.open);
         let Some(session) = self.sessions.get_mut(key) else { return };
+        self.kept_bytes -= session.outcomes.bytes;
         session.outcomes.acknowledge(resume.sequence);
+        self.kept_bytes += session.outcomes.bytes;
         session.caught_up = true;
         let with_outcome: BTreeSet<_> = session.outcomes.kept.iter().map(|reply| reply.number).collect();
         let incomplete = session.outcomes.dropped > resume.sequence;
@@ -285,6 +293,7 @@ impl Broker {
     pub(crate) fn begin_anew(&mut self, key: Key<Session>) {
         let Some(session) = self.sessions.get_mut(key).filter(|session| !session.caught_up) else { return };
         session.caught_up = true;
+        self.kept_bytes -= session.outcomes.bytes;
         session.outcomes.clear();
         self.abandon_all_but(key, &[]);
     }
@@ -292,7 +301,9 @@ impl Broker {
     pub(crate) fn acknowledge(&mut self, conn: ConnId, sequence: u64) {
         let key = self.connection(conn).and_then(|connection| connection.session);
         if let Some(session) = key.and_then(|key| self.sessions.get_mut(key)) {
+            self.kept_bytes -= session.outcomes.bytes;
             session.outcomes.acknowledge(sequence);
+            self.kept_bytes += session.outcomes.bytes;
         }
     }
 
@@ -303,7 +314,9 @@ impl Broker {
         reply.sequence = session.outcomes.last;
         if session.outlives {
             let limit = self.config.outcome_limit_bytes;
+            self.kept_bytes -= session.outcomes.bytes;
             self.counters.outcomes_dropped += session.outcomes.keep(&reply, limit, &mut self.chunk);
+            self.kept_bytes += session.outcomes.bytes;
         }
         if let Some(conn) = session.listens() {
             self.send(conn, ServerMessage::Reply(reply));

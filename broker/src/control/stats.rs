@@ -24,6 +24,7 @@ impl Broker {
             ("openDeliveries", self.deliveries.len() as u64),
             ("queuedRequests", queued as u64),
             ("queuedBytes", queued_bytes as u64),
+            ("keptBytes", self.kept_bytes as u64),
         ];
         let mut text = b"{\"serverId\":".to_vec();
         json::write_string(self.config.server_id.as_bytes(), &mut text);

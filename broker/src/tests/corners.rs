@@ -304,3 +304,26 @@ fn extreme_values() {
     }
     assert_eq!(stage.codes(requester), [(1, Some(Code::HandlerLost))]);
 }
+
+/// What is kept, queued or for a further attempt, is bounded over all actions; what goes through at once is not kept.
+#[test]
+fn memory_is_bounded() {
+    let mut stage = Stage::new(Config { memory_bytes: 100, ..Config::default() });
+    let (handler, requester) = (stage.handler("sum", 2), stage.connect(Speaks::Binary));
+    let big = |request: &mut Request| {
+        request.content = Content::from_parts(b"sum", b"", b"", &[b'1'; 80]);
+        request.max_attempts = 2;
+    };
+    stage.request(requester, 1, big);
+    stage.request(requester, 2, big);
+    let [reply] = &stage.replies(requester)[..] else { panic!("one refusal") };
+    assert!(String::from_utf8_lossy(reply.content.payload()).contains("--memory"));
+    stage.request(requester, 3, |request| {
+        request.content = Content::from_parts(b"sum", b"", b"", &[b'1'; 800])
+    });
+    let held = stage.deliveries(handler);
+    assert_eq!(held.len(), 2);
+    stage.answer(handler, held[0].delivery, Verdict::Reply);
+    stage.request(requester, 4, big);
+    assert_eq!(stage.deliveries(handler).len(), 1);
+}
