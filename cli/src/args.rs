@@ -1,8 +1,13 @@
 //! The command line as a whole, and how the values that several commands share are read.
 
-use std::time::Duration;
+use std::{env, ffi::OsString, time::Duration};
 
-use clap::{Parser, Subcommand};
+use clap::{
+    Arg, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand,
+    builder::Resettable,
+    error::{ContextKind, ContextValue, ErrorKind},
+    parser::ValueSource,
+};
 use ringpost_protocol::limits::{check_name, check_own_name};
 use ringpost_server::units;
 
@@ -13,14 +18,18 @@ use crate::{
 const EXAMPLES: &str = "\
 A first request, with three terminals:
   ringpost serve
-  ringpost handle greet -- sh -c 'read name; echo \"\\\"hello $name\\\"\"'
-  ringpost request greet '\"you\"'
+  ringpost handle shout -- tr a-z A-Z
+  ringpost request shout '\"you\"'
+The last one prints \"YOU\".
 
 `ringpost demo` shows all of it in a few seconds.
 
 Exit codes: 0 all is well, 1 the handler answered an error, 2 usage, 3 no handler or too busy, \
 4 time over, 65 bad input, 69 no connection, 71 the system lacks what the server needs, \
-74 reading or writing failed, 78 configuration.";
+74 reading or writing failed, 78 configuration, 128 and a signal's number when interrupted.
+
+A variable of the environment that is empty counts as not set. One that is not understood is a \
+usage error like its flag.";
 
 /// Ringpost: a request/reply message broker.
 ///
@@ -37,6 +46,73 @@ pub(crate) struct Cli {
 
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+impl Cli {
+    /// Reads a command line; what each value was said by is in the matches.
+    ///
+    /// # Errors
+    /// What clap prints and exits with; help and version too.
+    pub(crate) fn read(line: &[OsString]) -> Result<(Self, ArgMatches), clap::Error> {
+        let mut command = definition();
+        let matches =
+            command.try_get_matches_from_mut(line).map_err(|error| named(error, &mut command, line))?;
+        let cli = Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+        if let (Command::Serve(_) | Command::Demo(_), Some(flag)) = (&cli.command, flag_for_clients(&matches))
+        {
+            let message =
+                format!("`--{flag}` is for commands that talk to a server: this one starts its own");
+            return Err(command.error(ErrorKind::ArgumentConflict, message));
+        }
+        Ok((cli, matches))
+    }
+}
+
+/// The command line's definition, in which variables of the environment that are empty are not there.
+fn definition() -> clap::Command {
+    fn without_empty_variables(command: clap::Command) -> clap::Command {
+        command.mut_args(|argument| match argument.get_env().and_then(env::var_os) {
+            Some(value) if value.is_empty() => argument.env(Resettable::Reset),
+            _ => argument,
+        })
+    }
+    without_empty_variables(Cli::command()).mut_subcommands(without_empty_variables)
+}
+
+/// Says so if a value that was not understood is one of the environment's: nobody finds it on the command line.
+fn named(mut error: clap::Error, command: &mut clap::Command, line: &[OsString]) -> clap::Error {
+    let Some(ContextValue::String(name)) = error.get(ContextKind::InvalidArg) else { return error };
+    // An argument has its full name only when its command was built, which parsing does for one of them.
+    command.build();
+    let find = |command: &clap::Command| {
+        command.get_arguments().find(|argument| argument.to_string() == *name).and_then(|argument| {
+            let variable = argument.get_env().filter(|variable| env::var_os(variable).is_some())?;
+            (!is_given(argument, line)).then(|| variable.to_string_lossy().into_owned())
+        })
+    };
+    if let Some(variable) = find(command).or_else(|| command.get_subcommands().find_map(find)) {
+        let hint = format!("the value is that of the environment variable {variable}");
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![hint.into()]));
+    }
+    error
+}
+
+/// Whether the argument's flag is on the command line.
+fn is_given(argument: &Arg, line: &[OsString]) -> bool {
+    argument.get_long().is_some_and(|long| {
+        line.iter()
+            .filter_map(|word| word.to_str()?.strip_prefix("--")?.strip_prefix(long))
+            .any(|rest| rest.is_empty() || rest.starts_with('='))
+    })
+}
+
+/// One of the flags that say where the server is, if the user gave it. Variables of the environment are there for other commands.
+fn flag_for_clients(matches: &ArgMatches) -> Option<&'static str> {
+    let matches = matches.subcommand().map_or(matches, |(_, matches)| matches);
+    [("server", "server"), ("connect_timeout", "connect-timeout")]
+        .into_iter()
+        .find(|(id, _)| matches.value_source(id) == Some(ValueSource::CommandLine))
+        .map(|(_, flag)| flag)
 }
 
 /// What to do.
@@ -92,12 +168,11 @@ pub(crate) fn header(text: &str) -> Result<(String, String), String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
-        Cli::try_parse_from(line.split_whitespace())
+        let line: Vec<_> = line.split_whitespace().map(OsString::from).collect();
+        Cli::read(&line).map(|(cli, _)| cli)
     }
 
     /// The definition is consistent in itself: clap checks it in debug builds.
@@ -141,6 +216,9 @@ mod tests {
             "ringpost request a {} --timeout 0",
             "ringpost request a {} --header k",
             "ringpost serve --listen here",
+            "ringpost serve --server 127.0.0.1:1",
+            "ringpost --server 127.0.0.1:1 serve",
+            "ringpost demo --connect-timeout 1s",
             "ringpost serve --max-payload lots",
             "ringpost bench --spawn --server-pid 1",
             "ringpost bench --dialect yaml",

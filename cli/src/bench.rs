@@ -2,7 +2,12 @@
 
 use std::{
     net::{SocketAddr, TcpStream, ToSocketAddrs},
+    os::unix::process::CommandExt,
     process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -19,11 +24,15 @@ use rustix::{
 
 use crate::{
     args,
-    client::ServerArgs,
+    client::{self, ServerArgs},
     exit::{Failure, Outcome},
     load::{self, Dialect, Phase, Progress},
     output::{self, note},
+    signals::Stop,
 };
+
+/// Open files of a run beside its connections: those of runtime, epoll, the server's pipe and /proc, with some to spare.
+const OTHER_OPEN_FILES: u64 = 32;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -35,6 +44,8 @@ Each requester keeps its number of requests in flight; handlers echo. With one r
 in all, the latency is the way there and back; with many, it is the time that a request waits \
 behind the others. The load comes from one thread that stays on one processor; a server started \
 with --spawn stays on another one.
+
+Ctrl-C ends it early: it prints the figures so far, and ends with 130.
 
 It ends with 1 if requests failed: such figures mean nothing.";
 
@@ -93,6 +104,9 @@ pub(crate) struct BenchArgs {
 
 /// Runs the command.
 pub(crate) fn run(args: &BenchArgs, server: &ServerArgs) -> Outcome {
+    let connections = u64::from(args.requesters) + u64::from(args.handlers);
+    let what = format!("a load of {connections} connections (--requesters and --handlers)");
+    client::open_files(connections + OTHER_OPEN_FILES, &what)?;
     let cores = Cores::choose(args.server_pid)?;
     // Kept until the end: dropping it ends the server.
     let spawned = if args.spawn { Some(spawn_server(cores.server)?) } else { None };
@@ -113,7 +127,7 @@ pub(crate) fn run(args: &BenchArgs, server: &ServerArgs) -> Outcome {
         pin: cores.load,
         ..load::Options::new(address)
     };
-    let outcome = load::run(&options, &mut show).map_err(|error| failure(&error))?;
+    let (outcome, interrupted) = measure(options)?;
     if args.json {
         let text = serde_json::to_vec(&outcome).map_err(|error| Failure::system("JSON", &error.into()))?;
         output::line(&text)?;
@@ -122,9 +136,40 @@ pub(crate) fn run(args: &BenchArgs, server: &ServerArgs) -> Outcome {
     }
     if outcome.errors + outcome.unanswered > 0 {
         let message = format!("{} requests failed and {} had no answer", outcome.errors, outcome.unanswered);
-        return Err(Failure::new(Code::Remote.exit_code(), message));
+        return Err(Failure::new(interrupted.unwrap_or(Code::Remote.exit_code()), message));
     }
-    Ok(())
+    interrupted.map_or(Ok(()), |code| Err(Failure::quiet(code)))
+}
+
+/// Runs the load to its end or until a signal, whose exit code it gives then.
+fn measure(options: load::Options) -> Outcome<(load::Outcome, Option<u8>)> {
+    client::block_on(async {
+        let mut stop = Stop::listen()?;
+        let asked = Arc::new(AtomicBool::new(false));
+        let stopped = asked.clone();
+        // Signals are waited for on this thread, which started the server and must stay, the load has another one.
+        let load = move || load::run_until(&options, &stopped, &mut show);
+        let mut running = tokio::task::spawn_blocking(load);
+        let mut interrupted = None;
+        let ended = tokio::select! {
+            ended = &mut running => ended,
+            code = stop.next() => {
+                interrupted = Some(code);
+                asked.store(true, Ordering::Relaxed);
+                running.await
+            }
+        };
+        let crashed = |error: tokio::task::JoinError| Failure::system("the load's thread", &error.into());
+        let outcome = ended.map_err(crashed)?.map_err(|error| match interrupted {
+            Some(code) => Failure::quiet(code),
+            None => failure(&error),
+        })?;
+        match interrupted {
+            // It was not measured yet: there are no figures.
+            Some(code) if outcome.requests == 0 => Err(Failure::quiet(code)),
+            _ => Ok((outcome, interrupted)),
+        }
+    })
 }
 
 fn show(progress: Progress) {
@@ -151,6 +196,8 @@ pub(crate) fn spawn_server(core: Option<usize>) -> Outcome<load::Server> {
     let mut command = own_command()?;
     command.args(["serve", "--listen", "127.0.0.1:0", "--log", "warn"]).arg("--parent");
     command.arg(std::process::id().to_string());
+    // A terminal's Ctrl-C is meant for this process, which ends the server when it is done.
+    command.process_group(0);
     // What is set for another server is not meant for this one.
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_some_and(|name| name.starts_with("RINGPOST_")) {

@@ -4,12 +4,20 @@ use std::{future::Future, time::Duration};
 
 use clap::Args;
 use ringpost::{Address, Client, Error, ErrorKind, Reply};
+use ringpost_io::descriptors;
 use ringpost_protocol::limits::DEFAULT_PORT;
 
 use crate::{
     args,
-    exit::{Failure, Outcome},
+    exit::{Failure, NOT_USABLE, Outcome},
+    signals::Stop,
 };
+
+/// How long the goodbye of an ending command may take: the server learns of its end either way.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// Open files that a command with a connection has use for, with some to spare.
+const OPEN_FILES: u64 = 16;
 
 /// Where the server is.
 #[derive(Debug, Clone, Args)]
@@ -20,7 +28,7 @@ pub(crate) struct ServerArgs {
         global = true,
         value_name = "HOST:PORT",
         env = "RINGPOST_SERVER",
-        value_parser = Address::parse,
+        value_parser = address,
         help_heading = "Server"
     )]
     server: Option<Address>,
@@ -54,6 +62,27 @@ impl ServerArgs {
         tokio::time::timeout(self.connect_timeout, connecting).await.unwrap_or_else(|_| Err(self.too_late()))
     }
 
+    /// Connects, does what the command is for, and says goodbye. SIGINT and SIGTERM end it early: what is open is
+    /// cancelled, so that handlers are told at once. `what` is named in errors.
+    pub(crate) async fn with_client<T>(
+        &self,
+        what: &str,
+        work: impl AsyncFnOnce(&Client) -> Result<T, Error>,
+    ) -> Outcome<T> {
+        let failed = |error| self.failure(what, &error);
+        let mut stop = Stop::listen()?;
+        let client = tokio::select! {
+            client = self.connect() => client.map_err(failed)?,
+            code = stop.next() => return Err(Failure::quiet(code)),
+        };
+        let outcome = tokio::select! {
+            outcome = work(&client) => outcome.map_err(failed),
+            code = stop.next() => Err(Failure::quiet(code)),
+        };
+        goodbye(client.close()).await;
+        outcome
+    }
+
     /// Asks one of the server's own actions.
     ///
     /// # Errors
@@ -83,11 +112,44 @@ impl ServerArgs {
     }
 }
 
+/// Reads where a server is.
+fn address(text: &str) -> Result<Address, String> {
+    Address::parse(text).map_err(|error| error.message().to_owned())
+}
+
+/// Closes a client, for as long as that may take at the end of a command.
+pub(crate) async fn goodbye(closing: impl Future<Output = ()>) {
+    if tokio::time::timeout(GOODBYE, closing).await.is_err() {
+        tracing::debug!("the connection did not end in time");
+    }
+}
+
 /// Runs a command's future on a runtime of its own, on this thread.
 pub(crate) fn block_on<T>(future: impl Future<Output = Outcome<T>>) -> Outcome<T> {
+    // The runtime panics where there are too few of them for its signals.
+    open_files(OPEN_FILES, "this command")?;
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::system("the runtime cannot be started", &error))?
         .block_on(future)
+}
+
+/// Makes sure that so many files may be open. The limit is raised only where it must be: processes that this one starts
+/// get it too, and some are slow under a high one.
+pub(crate) fn open_files(needed: u64, what: &str) -> Outcome {
+    if descriptors::limit().soft >= needed {
+        return Ok(());
+    }
+    let limit = descriptors::raise_limit()
+        .map_err(|error| Failure::system("the limit of open files cannot be raised", &error))?;
+    if limit.soft >= needed {
+        return Ok(());
+    }
+    let message = format!(
+        "{what} needs {needed} open files, and this process may have {}: raise the limit (`ulimit -n {needed}`, \
+         LimitNOFILE= in a systemd unit)",
+        limit.soft
+    );
+    Err(Failure::new(NOT_USABLE, message))
 }

@@ -5,6 +5,7 @@ use ringpost_io::{
     probe::{self, Probe},
     ring::RingConfig,
 };
+use ringpost_server::LEAST_OPEN_FILES;
 use serde::Serialize;
 
 use crate::{
@@ -69,7 +70,11 @@ impl Check {
 /// Runs the command.
 pub(crate) fn run(args: &DoctorArgs, server: &ServerArgs) -> Outcome {
     let mut checks = of_machine(&probe::probe(&RingConfig::default()));
-    checks.push(client::block_on(async { Ok(of_server(server).await) })?);
+    let asked = client::block_on(async { Ok(of_server(server).await) });
+    checks
+        .push(asked.unwrap_or_else(|failure| {
+            Check::not_ok("server", Level::Warn, "not asked", failure.to_string())
+        }));
     for check in &checks {
         if args.json {
             let text = serde_json::to_vec(check).map_err(|error| Failure::system("JSON", &error.into()))?;
@@ -176,6 +181,12 @@ fn open_files(probe: &Probe) -> Check {
         (soft, hard) if soft == hard => format!("{soft} open files"),
         (soft, hard) => format!("{soft} open files, which the server raises to {hard}"),
     };
+    if limit.hard < LEAST_OPEN_FILES {
+        let remedy = format!(
+            "a server needs at least {LEAST_OPEN_FILES}: raise it with `ulimit -Hn`, or LimitNOFILE= in a systemd unit"
+        );
+        return Check::not_ok("open files", Level::Fail, finding, remedy);
+    }
     if limit.hard < FEW_DESCRIPTORS {
         let remedy =
             "each connection needs one: raise it with `ulimit -Hn`, or LimitNOFILE= in a systemd unit";
@@ -268,6 +279,8 @@ mod tests {
             ..good()
         };
         assert_eq!(levels(&probe), [Level::Warn, Level::Warn, Level::Ok, Level::Warn, Level::Warn]);
+        let probe = Probe { descriptors: Limit { soft: 8, hard: 8 }, ..good() };
+        assert_eq!(open_files(&probe).level, Level::Fail);
     }
 
     /// Releases of distributions are read; what is none is not taken for one.

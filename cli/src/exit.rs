@@ -12,10 +12,11 @@
 //! | 71 | the system does not offer what the server needs |
 //! | 74 | reading or writing failed |
 //! | 75, 77, 78 | session taken; not allowed; configuration |
+//! | 130, 143 | ended by SIGINT, SIGTERM |
 //!
 //! Those of requests are [`ringpost_protocol::Code::exit_code`]'s.
 
-use std::{io, process::ExitCode};
+use std::{fmt, io, process::ExitCode};
 
 use ringpost_server::{ConfigError, StartError};
 
@@ -71,12 +72,25 @@ impl Failure {
         Self::new(IO, format!("{what}: {error}"))
     }
 
+    /// Adds to what the user is told.
+    #[must_use]
+    pub(crate) fn with(mut self, more: &str) -> Self {
+        self.message.push_str(more);
+        self
+    }
+
     /// Tells the user and gives the code.
     pub(crate) fn report(self) -> ExitCode {
         if !self.message.is_empty() {
             output::note(format_args!("ringpost: {}", self.message));
         }
         ExitCode::from(self.code)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
     }
 }
 

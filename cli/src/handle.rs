@@ -234,7 +234,7 @@ fn report(event: Event, action: &str, server: &ServerArgs, registered: bool) -> 
         Event::ReconnectIn { delay, reason } => {
             note(format_args!("{reason}; trying again in {:.1} s", delay.as_secs_f64()));
         }
-        Event::Goaway { reason, .. } => note(format_args!("the server is leaving: {reason}")),
+        Event::Goaway { reason, .. } => note(format_args!("{reason}")),
         Event::Closed(reason) => return Err(reason),
         _ => {}
     }

@@ -38,15 +38,22 @@ pub(crate) fn data(argument: &str) -> Outcome<Vec<u8>> {
     checked(bytes, source)
 }
 
-/// Options for the handler: any JSON value.
+/// Options for the handler: a JSON object.
 pub(crate) fn options(argument: &str) -> Outcome<serde_json::Value> {
-    serde_json::from_str(argument).map_err(|error| not_json("the options", &error.to_string()))
+    let options: serde_json::Value =
+        serde_json::from_str(argument).map_err(|error| not_json("the options", &error.to_string()))?;
+    if !options.is_object() {
+        let message = format!("the options must be a JSON object, for example '{{\"a\":1}}', not {options}");
+        return Err(Failure::new(BAD_DATA, message));
+    }
+    Ok(options)
 }
 
-/// JSON text from the command line.
+/// JSON text from the user, as it was written but for the white space around it.
 pub(crate) fn checked(bytes: Vec<u8>, source: &str) -> Outcome<Vec<u8>> {
     check(&bytes).map_err(|error| not_json(source, &error))?;
-    Ok(bytes)
+    let trimmed = bytes.trim_ascii();
+    Ok(if trimmed.len() == bytes.len() { bytes } else { trimmed.to_vec() })
 }
 
 fn not_json(source: &str, error: &str) -> Failure {
@@ -69,10 +76,20 @@ mod tests {
         }
     }
 
-    /// The argument is passed on exactly as it was written.
+    /// The argument is passed on exactly as it was written, but for the white space around it.
     #[test]
     fn argument_is_kept() {
         assert_eq!(data("{ \"a\": 1.0 }").unwrap(), b"{ \"a\": 1.0 }");
+        assert_eq!(data(" \t{ \"a\": 1.0 }\r\n").unwrap(), b"{ \"a\": 1.0 }");
         assert!(data("{").is_err());
+    }
+
+    /// The wire has no place for options that are no object.
+    #[test]
+    fn options_are_an_object() {
+        assert!(options("{\"a\":1}").is_ok());
+        for text in ["[1]", "1", "null", "{"] {
+            assert!(options(text).unwrap_err().to_string().contains("the options must be"), "{text}");
+        }
     }
 }

@@ -27,7 +27,7 @@ mod stats;
 
 use std::{ffi::OsString, process::ExitCode};
 
-use clap::Parser;
+use clap::ArgMatches;
 
 use crate::{
     args::{Cli, Command},
@@ -41,28 +41,29 @@ pub fn main<A>(args: impl IntoIterator<Item = A>) -> ExitCode
 where
     A: Into<OsString> + Clone,
 {
-    let cli = match Cli::try_parse_from(args) {
-        Ok(cli) => cli,
+    let line: Vec<OsString> = args.into_iter().map(Into::into).collect();
+    let (cli, matches) = match Cli::read(&line) {
+        Ok(read) => read,
         Err(error) => {
             // Help and version are errors to the parser too. Where they cannot be written, nobody reads them.
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    match run(&cli) {
+    match run(&cli, &matches) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
 }
 
-fn run(cli: &Cli) -> Outcome {
+fn run(cli: &Cli, matches: &ArgMatches) -> Outcome {
     let server = &cli.server;
     cli.logs.start(match cli.command {
         Command::Serve(_) => "info",
         _ => "warn",
     })?;
     match &cli.command {
-        Command::Serve(args) => serve::run(args),
+        Command::Serve(args) => serve::run(args, matches.subcommand_matches("serve")),
         Command::Handle(args) => handle::run(args, server),
         Command::Request(args) => request::run(args, server),
         Command::Send(args) => send::run(args, server),

@@ -1,4 +1,6 @@
-//! What is logged, on standard error.
+//! What is logged, on standard error. A log that cannot be written is nobody's trouble: whoever logs goes on.
+
+mod stderr;
 
 use std::io::{self, IsTerminal};
 
@@ -35,7 +37,9 @@ impl LogArgs {
         })?;
         let subscriber = tracing_subscriber::fmt()
             .with_env_filter(filter)
-            .with_writer(io::stderr)
+            .with_writer(stderr::Lines::default())
+            // It would be told on standard error, which is what failed, and the macro that tells it panics then.
+            .log_internal_errors(false)
             .with_ansi(io::stderr().is_terminal())
             .finish();
         if tracing::subscriber::set_global_default(subscriber).is_err() {

@@ -1,9 +1,12 @@
 //! Where words go: results to standard output, all else to standard error.
 
 use std::{
-    fmt,
+    fmt, future,
     io::{self, IsTerminal, Write},
+    os::fd::AsFd,
 };
+
+use tokio::{io::Interest, net::unix::pipe};
 
 use crate::exit::{Failure, Outcome};
 
@@ -31,6 +34,20 @@ pub(crate) fn with(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Outc
 /// Tells the user something that is no result. Where standard error cannot be written, there is nobody to tell.
 pub(crate) fn note(what: fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr().lock(), "{what}");
+}
+
+/// Waits until nobody can read the results any more: for commands that may have nothing to write for long, and would
+/// not notice. May be dropped and called again. Within a runtime only.
+pub(crate) async fn reader_gone() {
+    // Nothing is written by it, so that whether it is a pipe does not matter: epoll tells of the end of sockets too. A
+    // file is refused, and has no reader that could go.
+    let watch = || pipe::Sender::from_owned_fd_unchecked(io::stdout().as_fd().try_clone_to_owned()?);
+    if let Ok(out) = watch()
+        && out.ready(Interest::ERROR).await.is_ok()
+    {
+        return;
+    }
+    future::pending().await
 }
 
 /// Whether somebody looks at the results as they come.

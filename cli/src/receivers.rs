@@ -62,6 +62,7 @@ async fn watch(args: &ReceiversArgs, server: &ServerArgs) -> Outcome {
     let mut changes: Receivers = client.receivers_changes();
     let mut events = client.events();
     let mut known = BTreeSet::new();
+    let mut reader_gone = std::pin::pin!(output::reader_gone());
     loop {
         tokio::select! {
             list = changes.next() => match list {
@@ -69,6 +70,7 @@ async fn watch(args: &ReceiversArgs, server: &ServerArgs) -> Outcome {
                 Some(list) => known = print_changes(&known, &list)?,
                 None => return Err(failed(client.closed().await)),
             },
+            () = &mut reader_gone => return Ok(()),
             Some(event) = events.next() => match event {
                 Event::Disconnected(reason) => output::note(format_args!("{reason}; connecting again")),
                 Event::Connected { .. } => output::note(format_args!("connected again")),

@@ -28,8 +28,10 @@ as it answers:
   {\"leg\":1,\"error\":\"what went wrong\",\"code\":\"remote\"}
 and ends with 0 only if all of them replied.
 
+Ctrl-C and SIGTERM cancel the request: its handler is told at once.
+
 Exit codes: 1 the handler answered an error, 3 no handler or too busy, 4 time over, 65 bad input, \
-69 no connection.";
+69 no connection, 130 and 143 interrupted.";
 
 /// Send a request to a handler of an action, and print its reply
 #[derive(Debug, Args)]
@@ -70,7 +72,7 @@ pub(crate) struct MessageArgs {
     #[arg(long = "header", value_name = "KEY=VALUE", value_parser = args::header)]
     headers: Vec<(String, String)>,
 
-    /// Options for the handler, as JSON text
+    /// Options for the handler: a JSON object
     #[arg(long, value_name = "JSON")]
     options: Option<String>,
 }
@@ -128,11 +130,12 @@ pub(crate) fn run(args: &RequestArgs, server: &ServerArgs) -> Outcome {
 
 async fn one(message: &Message<'_>, args: &RequestArgs, server: &ServerArgs) -> Outcome {
     let what = format!("the request to `{}`", message.action);
-    let failed = |error| server.failure(&what, &error);
-    let client = server.connect().await.map_err(failed)?;
-    let request = client.request_bytes(message.action, &message.data).timeout(args.timeout);
-    let reply = message.complete(request).await.map_err(failed)?;
-    client.close().await;
+    let reply = server
+        .with_client(&what, async |client| {
+            let request = client.request_bytes(message.action, &message.data).timeout(args.timeout);
+            message.complete(request).await
+        })
+        .await?;
     if args.raw {
         return output::raw(reply.as_bytes());
     }

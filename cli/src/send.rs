@@ -37,11 +37,11 @@ pub(crate) fn run(args: &SendArgs, server: &ServerArgs) -> Outcome {
     let message = args.message.read()?;
     client::block_on(async {
         let what = format!("the message to `{}`", message.action);
-        let failed = |error| server.failure(&what, &error);
-        let client = server.connect().await.map_err(failed)?;
-        let send = client.send_bytes(message.action, &message.data).timeout(args.timeout);
-        message.complete(send).await.map_err(failed)?;
-        client.close().await;
-        Ok(())
+        server
+            .with_client(&what, async |client| {
+                let send = client.send_bytes(message.action, &message.data).timeout(args.timeout);
+                message.complete(send).await.map(drop)
+            })
+            .await
     })
 }

@@ -1,16 +1,13 @@
 //! `ringpost serve`: a server in this process.
 
-use std::{
-    net::{SocketAddr, ToSocketAddrs},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{
-    Args,
+    ArgMatches, Args,
     builder::{PossibleValuesParser, TypedValueParser},
+    parser::ValueSource,
 };
-use ringpost_server::{Config, Dispatch, Server};
+use ringpost_server::{Config, ConfigError, Dispatch, Server, parse_listen};
 
 use crate::{
     args::{duration, size},
@@ -29,17 +26,20 @@ For each address a line `listening on ADDRESS:PORT` is printed to standard outpu
 can connect. Logs go to standard error.
 
 Every setting is a flag, an environment variable, and a key of the TOML file given with --config; \
-a flag is stronger than the environment, and that is stronger than the file:
+a flag is stronger than the environment, and that is stronger than the file. A variable that is \
+empty counts as not set.
   id = \"server1\"
   listen = [\"127.0.0.1:8888\", \"[::1]:8888\"]
   max-payload = \"1MiB\"
   drain-timeout = \"30s\"
 
-SIGTERM and SIGINT (Ctrl-C) let what is open come to its end, at most for --drain-timeout, then \
-it ends with 0. A second signal ends it at once, with 128 and the signal's number.
+SIGTERM and SIGINT (Ctrl-C) let what is open come to its end, at most for --drain-timeout: what is \
+still open then ends with the code `draining`. After up to a second more for the goodbyes it ends \
+with 0. A second signal ends it at once, with 128 and the signal's number.
 
-Exit codes: 69 the address cannot be listened on, 71 io_uring cannot be used (see `ringpost \
-doctor`), 78 configuration.";
+Exit codes: 2 a flag or variable is not understood, 69 the address cannot be listened on, 71 \
+io_uring cannot be used (see `ringpost doctor`), 78 configuration: the file is not understood, or a \
+value, wherever it is from, is out of its range.";
 
 /// Run a server
 #[derive(Debug, Default, Args)]
@@ -59,7 +59,7 @@ pub(crate) struct ServeArgs {
         value_name = "HOST:PORT",
         env = "RINGPOST_LISTEN",
         value_delimiter = ',',
-        value_parser = address
+        value_parser = parse_listen
     )]
     listen: Vec<SocketAddr>,
 
@@ -115,6 +115,10 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "DURATION", env = "RINGPOST_PING_INTERVAL", value_parser = duration)]
     ping_interval: Option<Duration>,
 
+    /// Bytes of waiting requests and kept outcomes, in all queues and sessions together [default: 1GiB]
+    #[arg(long, value_name = "SIZE", env = "RINGPOST_MEMORY", value_parser = size)]
+    memory: Option<u64>,
+
     /// Broadcasts that may wait for one handler with no room; the next is refused there [default: 16]
     #[arg(long, value_name = "N", env = "RINGPOST_LEG_QUEUE_LIMIT")]
     leg_queue_limit: Option<usize>,
@@ -144,12 +148,12 @@ pub(crate) struct ServeArgs {
     parent: Option<u32>,
 }
 
-/// Runs the command.
-pub(crate) fn run(args: &ServeArgs) -> Outcome {
+/// Runs the command. The matches tell by what a value was said.
+pub(crate) fn run(args: &ServeArgs, matches: Option<&ArgMatches>) -> Outcome {
     if let Some(parent) = args.parent {
         signals::end_with(parent)?;
     }
-    let ended = Server::run_until_signalled(args.settings()?, |addresses| {
+    let ended = Server::run_until_signalled(args.settings(matches)?, |addresses| {
         for address in addresses {
             if output::line(format!("listening on {address}").as_bytes()).is_err() {
                 // Clients are served all the same; the log has the address too.
@@ -165,7 +169,7 @@ pub(crate) fn run(args: &ServeArgs) -> Outcome {
 
 impl ServeArgs {
     /// The file's settings, or the usual ones, with those of flags and environment over them.
-    fn settings(&self) -> Outcome<Config> {
+    fn settings(&self, matches: Option<&ArgMatches>) -> Outcome<Config> {
         let mut config = match &self.config {
             Some(path) => Config::from_toml(path)?,
             None => Config::default(),
@@ -184,27 +188,35 @@ impl ServeArgs {
         replace(&mut config.outbound_limit, self.outbound_limit);
         replace(&mut config.handshake_timeout, self.handshake_timeout);
         replace(&mut config.ping_interval, self.ping_interval);
+        replace(&mut config.memory, self.memory);
         replace(&mut config.leg_queue_limit, self.leg_queue_limit);
         replace(&mut config.stuck_after, self.stuck_after);
         replace(&mut config.session_linger, self.session_linger);
         replace(&mut config.max_sessions_away, self.max_sessions_away);
         replace(&mut config.outcome_limit, self.outcome_limit);
         replace(&mut config.drain_timeout, self.drain_timeout);
-        config.validate()?;
-        Ok(config)
+        match config.validate() {
+            Ok(()) => Ok(config),
+            Err(error) => {
+                let variable = variable(&error, matches).map(|name| format!(" (from {name})"));
+                Err(Failure::from(error).with(&variable.unwrap_or_default()))
+            }
+        }
     }
+}
+
+/// The variable of the environment that the value which is out of its range is from, if it is.
+fn variable(error: &ConfigError, matches: Option<&ArgMatches>) -> Option<String> {
+    let ConfigError::OutOfRange { key, .. } = error else { return None };
+    let source = matches?.value_source(&key.replace('-', "_"));
+    (source == Some(ValueSource::EnvVariable))
+        .then(|| format!("RINGPOST_{}", key.to_uppercase().replace('-', "_")))
 }
 
 fn replace<T>(setting: &mut T, given: Option<T>) {
     if let Some(value) = given {
         *setting = value;
     }
-}
-
-/// Reads an address to listen on: `127.0.0.1:8888`, `[::1]:8888`, `localhost:8888`.
-fn address(text: &str) -> Result<SocketAddr, String> {
-    let error = || "write HOST:PORT, for example 127.0.0.1:8888 or [::1]:8888".to_owned();
-    text.to_socket_addrs().map_err(|cause| format!("{cause}: {}", error()))?.next().ok_or_else(error)
 }
 
 #[cfg(test)]
@@ -220,7 +232,7 @@ mod tests {
         let Command::Serve(args) = Cli::try_parse_from(line.split(' ')).unwrap().command else {
             panic!("not serve")
         };
-        args.settings()
+        args.settings(None)
     }
 
     fn file(text: &str) -> tempfile::NamedTempFile {
@@ -248,7 +260,7 @@ mod tests {
              --dispatch-interval 1ms --max-payload 1KiB --queue-limit 1 --queue-limit-bytes 2KiB --max-connections 3 \
              --max-actions 4 --max-ttl 5s --default-timeout 6s --outbound-limit 7MiB --handshake-timeout 8s \
              --ping-interval 9s --drain-timeout 10s --leg-queue-limit 11 --stuck-after 12s --session-linger 13s \
-             --max-sessions-away 14 --outcome-limit 15KiB"
+             --max-sessions-away 14 --outcome-limit 15KiB --memory 16MiB"
                 .split_whitespace()
                 .collect::<Vec<_>>()
                 .join(" ")
@@ -270,7 +282,7 @@ mod tests {
         expected.drain_timeout = seconds(10);
         (expected.leg_queue_limit, expected.max_sessions_away) = (11, 14);
         (expected.stuck_after, expected.session_linger) = (seconds(12), seconds(13));
-        expected.outcome_limit = 15 << 10;
+        (expected.outcome_limit, expected.memory) = (15 << 10, 16 << 20);
         assert_eq!(config, expected);
     }
 

@@ -141,8 +141,9 @@ impl ClientBuilder {
         self
     }
 
-    /// The session's name, at most 255 bytes. Without it, a random one. A later connection under the same name takes
-    /// the session over: the earlier client is closed with [`Code::SessionTaken`].
+    /// The session's name, at most 255 bytes. Without it, a random one; a client that does not
+    /// [`reconnect`](Self::reconnect) has none then, and what it has open ends with its connection. A later connection
+    /// under the same name takes the session over: the earlier client is closed with [`Code::SessionTaken`].
     pub fn session(mut self, name: impl Into<String>) -> Self {
         self.config.session = name.into().into();
         self
@@ -229,7 +230,8 @@ impl ClientBuilder {
             (_, None) => {}
         }
         let (name, seed) = random_name_and_seed()?;
-        if self.config.session.is_empty() {
+        // Nobody comes back to a session whose client does not reconnect: the broker need not wait for it.
+        if self.config.session.is_empty() && self.config.reconnect {
             self.config.session = name;
         }
         self.config.seed = seed;

@@ -12,7 +12,7 @@ use ringpost_protocol::limits::{
 };
 use serde::Deserialize;
 
-use crate::units;
+use crate::{listen, units};
 
 /// How the next handler of an action is chosen among those that have credit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -59,7 +59,9 @@ impl std::str::FromStr for Dispatch {
 pub struct Config {
     /// The server's own name, told to clients; 1 to 255 bytes. Default `ringpost`.
     pub id: String,
-    /// Where to listen; port 0 takes a free one. Default `127.0.0.1:8888`.
+    /// Where to listen; port 0 takes a free one. In a file as [`parse_listen`](crate::parse_listen) reads it. Default
+    /// `127.0.0.1:8888`.
+    #[serde(deserialize_with = "listen::deserialize")]
     pub listen: Vec<SocketAddr>,
     /// How handlers are chosen. Default round-robin.
     pub dispatch: Dispatch,
@@ -93,6 +95,9 @@ pub struct Config {
     /// Silence after which a client is asked whether it is there; it is lost after three times that. Default 5 s.
     #[serde(with = "units::duration")]
     pub ping_interval: Duration,
+    /// Bytes of contents and outcomes that are kept beyond their turn, in all queues and sessions together. Default 1 GiB.
+    #[serde(with = "units::size")]
+    pub memory: u64,
     /// Broadcasts that may wait for one handler's credit; the next one's leg is refused. Default 16.
     pub leg_queue_limit: usize,
     /// A handler that has not answered this long after it was called back gets nothing more until it answers. Default
@@ -131,6 +136,7 @@ impl Default for Config {
             outbound_limit: 64 << 20,
             handshake_timeout: Duration::from_secs(5),
             ping_interval: broker.ping_interval,
+            memory: broker.memory_bytes as u64,
             leg_queue_limit: broker.leg_queue_limit,
             stuck_after: broker.stuck_after,
             session_linger: broker.session_linger,
@@ -155,7 +161,7 @@ pub enum ConfigError {
         cause: std::io::Error,
     },
     /// It is not TOML, or has keys or types that are not known.
-    #[error("the configuration{} is not understood: {cause}", in_file(path.as_deref()))]
+    #[error("the configuration{} is not understood: {}", in_file(path.as_deref()), cause.to_string().trim_end())]
     NotUnderstood {
         /// Where it came from, if from a file.
         path: Option<PathBuf>,
@@ -164,7 +170,7 @@ pub enum ConfigError {
         cause: Box<toml::de::Error>,
     },
     /// A value is out of its range.
-    #[error("{key} = {value} cannot be: {allowed}")]
+    #[error("{key} = {value}: must be {allowed}")]
     OutOfRange {
         /// The key, which is the flag's name too.
         key: &'static str,
@@ -211,11 +217,11 @@ impl Config {
         let largest_frame = self.max_payload.saturating_add(u64::from(FRAME_OVERHEAD_BYTES));
         check(
             "id",
-            &self.id,
+            format!("{:?}", self.id),
             (1..=255).contains(&self.id.len()) && !self.id.chars().any(char::is_control),
             || "1 to 255 bytes without control characters".into(),
         )?;
-        check("listen", "[]", !self.listen.is_empty(), || "at least one address is needed".into())?;
+        check("listen", "[]", !self.listen.is_empty(), || "at least one address".into())?;
         check(
             "max-payload",
             self.max_payload,
@@ -281,6 +287,7 @@ impl Config {
             default_timeout: self.default_timeout,
             max_ttl: self.max_ttl,
             ping_interval: self.ping_interval,
+            memory_bytes: usize::try_from(self.memory).unwrap_or(usize::MAX),
             leg_queue_limit: self.leg_queue_limit,
             stuck_after: self.stuck_after,
             session_linger: self.session_linger,
@@ -330,6 +337,7 @@ mod tests {
             outbound-limit = "8MiB"
             handshake-timeout = "1s"
             ping-interval = "250ms"
+            memory = "100MiB"
             leg-queue-limit = 5
             stuck-after = "20s"
             session-linger = "30s"
@@ -348,22 +356,32 @@ mod tests {
         Config::default().validate().unwrap();
     }
 
+    /// Names are resolved in a file as they are in a flag.
+    #[test]
+    fn listens_on_names() {
+        let config = Config::from_toml_text("listen = [\"localhost:0\"]").unwrap();
+        assert!(config.listen[0].ip().is_loopback());
+        let error = Config::from_toml_text("listen = [\"here\"]").unwrap_err().to_string();
+        assert!(error.contains("here") && error.contains("HOST:PORT"), "{error}");
+    }
+
     /// A wrong key or value is named, with what is allowed.
     #[test]
     fn errors_name_key_and_range() {
         let error = Config::from_toml_text("max-payloads = 1").unwrap_err().to_string();
         assert!(error.contains("max-payloads") && error.contains("`max-payload`"), "{error}");
+        assert!(!error.ends_with('\n'), "{error:?}");
         let error = Config::from_toml_text("drain-timeout = \"soon\"").unwrap_err().to_string();
         assert!(error.contains("soon") && error.contains("250ms"), "{error}");
         let error = Config::from_toml(Path::new("/nowhere/ringpost.toml")).unwrap_err().to_string();
         assert!(error.contains("/nowhere/ringpost.toml"), "{error}");
         for (text, expected) in [
-            ("max-payload = \"2GiB\"", "max-payload = 2147483648 cannot be: 1 byte to 1GiB"),
-            ("listen = []", "listen = [] cannot be"),
-            ("id = \"\"", "id =  cannot be"),
-            ("outbound-limit = 1", "outbound-limit = 1 cannot be"),
-            ("max-connections = 0", "max-connections = 0 cannot be: at least 1"),
-            ("ping-interval = 0", "ping-interval = 0ns cannot be"),
+            ("max-payload = \"2GiB\"", "max-payload = 2147483648: must be 1 byte to 1GiB"),
+            ("listen = []", "listen = []: must be at least one address"),
+            ("id = \"\"", "id = \"\": must be 1 to 255 bytes"),
+            ("outbound-limit = 1", "outbound-limit = 1: must be at least"),
+            ("max-connections = 0", "max-connections = 0: must be at least 1"),
+            ("ping-interval = 0", "ping-interval = 0ns: must be 1ms to 49d"),
         ] {
             let error = Config::from_toml_text(text).unwrap().validate().unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");

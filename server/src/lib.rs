@@ -28,10 +28,11 @@
 //! | module | owns |
 //! |---|---|
 //! | [`Server`], [`Handle`] | starting, draining, stopping |
-//! | [`Config`], [`units`] | everything that can be set |
+//! | [`Config`], [`units`], [`parse_listen`] | everything that can be set |
 //! | `shard` | the core and the turn; in it `traffic`: messages on their way, `ending`: connections that end, deadlines |
 //! | `connections` | what is known of each connection |
 //! | `tasks` | reader and writer of a connection, acceptor, flusher, timekeeper |
+//! | `throttle` | keeping floods out of the log |
 //! | `buffers` | buffers to write with, used again and again |
 
 #![forbid(unsafe_code)]
@@ -40,11 +41,14 @@ mod buffers;
 mod config;
 mod connections;
 mod error;
+mod listen;
 mod server;
 mod shard;
 mod tasks;
+mod throttle;
 pub mod units;
 
 pub use config::{Config, ConfigError, Dispatch};
 pub use error::StartError;
-pub use server::{Builder, Crashed, Ended, Handle, Server};
+pub use listen::{ListenError, parse_listen};
+pub use server::{Builder, Crashed, Ended, Handle, LEAST_OPEN_FILES, Server};

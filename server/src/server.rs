@@ -20,9 +20,16 @@ use crate::{
 const BACKLOG: u32 = 4096;
 /// Connections at once, unless set.
 const DEFAULT_MAX_CONNECTIONS: usize = 50_000;
-/// Descriptors that are needed beside those of connections: ring, epoll, listeners, signals, logs, and an embedding
+/// Descriptors that are kept for others than connections: ring, epoll, listeners, signals, logs, and an embedding
 /// program's own.
 const OTHER_DESCRIPTORS: u64 = 128;
+/// The same where descriptors are scarce: as many as a server has use for that listens on a few addresses.
+const LEAST_OTHER_DESCRIPTORS: u64 = 16;
+/// Fewer connections than this are soon used up.
+const FEW_CONNECTIONS: usize = 64;
+
+/// A process that may have fewer open files than this cannot run a server.
+pub const LEAST_OPEN_FILES: u64 = LEAST_OTHER_DESCRIPTORS + 1;
 
 /// The server. It begins with [`Server::builder`], or for a whole process with [`Server::run_until_signalled`].
 #[derive(Debug)]
@@ -320,16 +327,34 @@ fn max_connections(config: &Config) -> Result<usize, StartError> {
     let limit = descriptors::raise_limit()
         .map_err(|cause| StartError::System { what: "raising the limit of open files", cause })?;
     let wanted = config.max_connections.unwrap_or(DEFAULT_MAX_CONNECTIONS);
-    let needed = (wanted as u64).saturating_add(OTHER_DESCRIPTORS);
-    if needed <= limit.soft {
+    let allowed = connections_within(limit.soft);
+    if wanted <= allowed {
         return Ok(wanted);
     }
     if config.max_connections.is_some() {
+        let needed = (wanted as u64).saturating_add(OTHER_DESCRIPTORS);
         return Err(StartError::Descriptors { wanted, needed, allowed: limit.soft });
     }
-    let allowed = usize::try_from(limit.soft.saturating_sub(OTHER_DESCRIPTORS)).unwrap_or(usize::MAX).max(1);
-    tracing::info!(allowed, "connections are limited by the limit of open files (`ulimit -n`)");
+    if allowed == 0 {
+        return Err(StartError::Descriptors { wanted: 1, needed: LEAST_OPEN_FILES, allowed: limit.soft });
+    }
+    if allowed < FEW_CONNECTIONS {
+        tracing::warn!(
+            allowed,
+            open_files = limit.soft,
+            "very few connections are possible: raise the limit of open files (`ulimit -Hn`, LimitNOFILE= in a \
+             systemd unit)"
+        );
+    } else {
+        tracing::info!(allowed, "connections are limited by the limit of open files (`ulimit -n`)");
+    }
     Ok(allowed)
+}
+
+/// How many connections go with a limit of open files: what is kept for others is at most half of a low one.
+fn connections_within(limit: u64) -> usize {
+    let others = OTHER_DESCRIPTORS.min(limit / 2).max(LEAST_OTHER_DESCRIPTORS);
+    usize::try_from(limit.saturating_sub(others)).unwrap_or(usize::MAX)
 }
 
 fn seeds() -> Result<[u64; 2], StartError> {
@@ -338,4 +363,19 @@ fn seeds() -> Result<[u64; 2], StartError> {
             .map_err(|error| StartError::System { what: "drawing random numbers", cause: error.into() })
     };
     Ok([seed()?, seed()?])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A low limit is shared between connections and the rest; the lowest leaves one connection.
+    #[test]
+    fn connections_within_limits() {
+        for (limit, connections) in
+            [(8, 0), (LEAST_OPEN_FILES, 1), (20, 4), (64, 32), (256, 128), (1024, 896)]
+        {
+            assert_eq!(connections_within(limit), connections, "{limit}");
+        }
+    }
 }

@@ -24,6 +24,7 @@ use crate::{
     Config,
     buffers::Buffers,
     connections::{Connection, Connections, Phase, Waiting},
+    throttle::Throttle,
 };
 
 /// Connections beyond the limit that may be there at once to be told so.
@@ -70,6 +71,10 @@ struct State {
     flushing: Waiting,
     lingering: Waiting,
     leaving: Leaving,
+    /// Lines about connections beyond the limit.
+    surplus_lines: Throttle,
+    /// Lines about connections that do not read.
+    slow_lines: Throttle,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,6 +127,8 @@ impl Shard {
             flushing: Waiting::new(FLUSH_TIME),
             lingering: Waiting::new(LINGER_TIME),
             leaving: Leaving::No,
+            surplus_lines: Throttle::default(),
+            slow_lines: Throttle::default(),
             config,
         };
         Self {
@@ -148,10 +155,10 @@ impl Shard {
             }
             let surplus = state.connections.len() >= state.max_connections;
             if surplus && state.connections.len() >= state.max_connections + MAX_SURPLUS {
-                tracing::warn!(
-                    limit = state.max_connections,
-                    "connection refused: max-connections, far exceeded"
-                );
+                if let Some(left_out) = state.surplus_lines.line(now.mono) {
+                    let limit = state.max_connections;
+                    tracing::warn!(limit, left_out, "connection closed: max-connections, far exceeded");
+                }
                 state.count(RefusalCause::Surplus, now);
                 return None;
             }
@@ -177,9 +184,13 @@ impl Shard {
         })
     }
 
-    /// The client has ended its half.
-    pub(crate) fn half_closed(&self, conn: ConnId) {
+    /// The client has ended its half. What the buffer still has is no whole message.
+    pub(crate) fn half_closed(&self, conn: ConnId, buffer: &[u8]) {
         self.turn(|state, now| {
+            if !buffer.is_empty() {
+                state.refuse_truncated(conn, buffer, now);
+                return state.act(now);
+            }
             let known = state.connections.get_mut(conn).is_some_and(|connection| connection.known);
             if known {
                 state.broker.handle(Input::HalfClosed { conn }, now);

@@ -13,7 +13,10 @@ use ringpost_io::{
     stream::Stream,
 };
 
-use crate::shard::{NextRead, NextWrite, Shard};
+use crate::{
+    shard::{NextRead, NextWrite, Shard},
+    throttle::Throttle,
+};
 
 /// How long to wait when there is no room for one more connection.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
@@ -21,20 +24,18 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 /// Takes in connections until the listener is closed.
 pub(crate) async fn accept(shard: Rc<Shard>, listener: Listener) {
     let _crash = CrashWithMe(shard.clone());
-    let mut exhausted = false;
+    let mut lines = Throttle::default();
     loop {
         match listener.accept().await {
             Ok(stream) => {
-                exhausted = false;
                 if let Some((conn, wake)) = shard.admit(stream.clone()) {
                     ring::spawn(serve(shard.clone(), conn, stream, wake));
                 }
             }
             Err(AcceptError::Closed) => return,
             Err(error) => {
-                // Once for each time that it begins, or it would fill the log.
-                if !std::mem::replace(&mut exhausted, true) {
-                    tracing::warn!(%error, "new connections have to wait");
+                if let Some(left_out) = lines.line(shard.clock().now().mono) {
+                    tracing::warn!(%error, left_out, "new connections have to wait");
                 }
                 clock::sleep(ACCEPT_BACKOFF).await;
             }
@@ -59,7 +60,7 @@ async fn read(shard: &Shard, conn: ConnId, stream: &Stream) {
         let (read, filled) = stream.read(buffer).await;
         buffer = filled;
         match read {
-            Ok(0) => return shard.half_closed(conn),
+            Ok(0) => return shard.half_closed(conn, &buffer),
             Ok(read) => size.observe(read, offered),
             Err(error) => {
                 tracing::debug!(%conn, %error, "lost");

@@ -205,6 +205,47 @@ fn bad_frames_are_refused() {
     assert!(until_closed(&mut future).starts_with(&Preface::MAGIC));
 }
 
+/// A stream that ends within something is told so in its dialect, and counted; white space is nothing.
+#[test]
+fn truncated_streams_are_refused() {
+    let server = server();
+    for (bytes, within) in [
+        (&b"{\"id\":\"a"[..], "an object"),
+        (b"{\"action\":\"ping\"}\n{", "an object"),
+        (&Preface::MAGIC[..3], "the preface"),
+        (b"GE", "the first message"),
+    ] {
+        let mut client = Json::connect(&server);
+        client.socket.write_all(bytes).unwrap();
+        client.end_half();
+        let refusal = client.hear_a("error");
+        assert_eq!(refusal["message"]["info"]["code"], "malformed", "{refusal}");
+        let message = refusal["message"]["info"]["error"].as_str().unwrap();
+        assert!(message.contains(&format!("ended within {within}")), "{message}");
+        assert!(client.hear_or_end().is_none());
+    }
+    let mut binary = Binary::connect(&server);
+    binary.socket.write_all(&[200, 0, 0, 0, 1]).unwrap();
+    binary.socket.shutdown(std::net::Shutdown::Write).unwrap();
+    let Some(ServerMessage::Error(report)) = binary.hear_or_end() else { panic!("no error") };
+    assert_eq!(report.code, Code::Malformed);
+    assert!(report.message.contains("ended within a frame"), "{}", report.message);
+    assert!(binary.hear_or_end().is_none());
+
+    for blank in ["", " \r\n", "{\"action\":\"ping\"} \n\t"] {
+        let mut client = Json::connect(&server);
+        client.say(blank);
+        client.end_half();
+        while let Some(message) = client.hear_or_end() {
+            assert_eq!(message["action"], "pong");
+        }
+    }
+    let mut asking = Json::connect(&server);
+    asking.say("{\"id\":\"$sys.stats\",\"data\":null,\"clientId\":\"1\"}\n");
+    let stats = asking.hear_a("response");
+    assert_eq!(stats["message"]["data"]["total"]["connectionsUnreadable"], 5, "{stats}");
+}
+
 /// A flood in one write is answered whole and in order, however the server cuts it into turns.
 #[test]
 fn a_flood_is_answered_whole() {

@@ -89,16 +89,27 @@ fn drain_waits_for_what_is_open() {
     server.wait().unwrap();
 }
 
-/// What does not end in time is cut off.
+/// What does not end in time ends with `draining`, in either dialect, before the connection does.
 #[test]
 fn drain_has_an_end() {
     let _alone = alone();
     let server = server();
-    let mut client = Binary::connect(&server);
-    client.register("never");
-    client.request(1, "never", b"1");
-    assert!(matches!(client.hear(), ServerMessage::Deliver(_)));
+    let (mut handler, mut json) = (Binary::connect(&server), Json::connect(&server));
+    let mut requester = Binary::connect(&server);
+    handler.register("never");
+    json.say("{\"id\":\"never\",\"data\":1,\"clientId\":\"a\"}\n");
+    assert!(matches!(handler.hear(), ServerMessage::Deliver(_)));
+    requester.request(1, "never", b"1");
+    assert!(matches!(handler.hear(), ServerMessage::Deliver(_)));
     server.drain(Duration::from_millis(50));
+    let failure = json.hear_a("error");
+    assert_eq!(failure["message"]["clientId"], "a", "{failure}");
+    assert_eq!(failure["message"]["info"]["code"], "draining", "{failure}");
+    assert!(json.hear_or_end().is_none());
+    assert!(matches!(requester.hear(), ServerMessage::Goaway { .. }));
+    let ServerMessage::Reply(reply) = requester.hear() else { panic!("no reply") };
+    assert_eq!((reply.number, reply.code), (1, Some(Code::Draining)));
+    assert!(requester.hear_or_end().is_none());
     server.wait().unwrap();
 }
 

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     io,
     net::TcpStream,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -25,23 +26,27 @@ use super::{
 const MAX_LATENCY_NS: u64 = 60_000_000_000;
 /// How often progress is told.
 const TICK: Duration = Duration::from_secs(1);
+/// How long `done` is not asked where nothing happens.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Runs the load over the protocol `W`.
 pub(super) fn run<W: Wire>(
     options: &Options,
+    stop: &AtomicBool,
     on_progress: &mut dyn FnMut(Progress),
 ) -> anyhow::Result<Outcome> {
+    let stopped = |_: &Engine<W>| stop.load(Ordering::Relaxed);
     let mut engine = Engine::<W>::new()?;
     engine.connect(Role::Handler, options.handlers, options)?;
     engine.connect(Role::Requester, options.requesters, options)?;
     engine.start(options)?;
-    engine.run_for(Phase::WarmUp, options.warm_up, on_progress, |_| false)?;
+    engine.run_for(Phase::WarmUp, options.warm_up, on_progress, stopped)?;
 
     engine.tally.latency.reset();
     let server_cpu = options.server_pid.map(CpuMeter::start).transpose()?;
     let load_cpu = CpuMeter::start(std::process::id())?;
     let began = Instant::now();
-    engine.run_for(Phase::Measure, options.duration, on_progress, |_| false)?;
+    engine.run_for(Phase::Measure, options.duration, on_progress, stopped)?;
     let elapsed = began.elapsed();
     let requests = engine.tally.latency.len();
     let share = |meter: CpuMeter| Ok::<_, anyhow::Error>(Share::new(meter.used()?, elapsed, requests));
@@ -193,7 +198,7 @@ impl<W: Wire> Engine<W> {
                 told = (elapsed, replies);
             }
             let Some(left) = duration.checked_sub(elapsed).filter(|left| !left.is_zero()) else { break };
-            self.turn(left.min(told.0 + TICK - elapsed))?;
+            self.turn(left.min(told.0 + TICK - elapsed).min(LOOK))?;
         }
         Ok(())
     }

@@ -4,7 +4,8 @@
 //! never touches an SDK: requests are patched templates and replies are read just as far as honesty asks, so that one
 //! core of it can keep a server on another core busy. What it says on the wire is a [`Wire`]'s business.
 //!
-//! * [`Options`] → [`run`] → [`Outcome`]; [`run_with`] does the same over a protocol of the caller's.
+//! * [`Options`] → [`run`] → [`Outcome`]; [`run_with`] does the same over a protocol of the caller's, and [`run_until`]
+//!   can be ended early.
 //! * [`Server`]: a server process of one's own, pinned, that listens on a free port and ends with its owner.
 //! * [`print_table`]: the outcome for people; as a serde structure it is for programs.
 //!
@@ -22,7 +23,7 @@ mod spawn;
 mod window;
 pub mod wire;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::atomic::AtomicBool, time::Duration};
 
 use anyhow::{bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -150,9 +151,21 @@ pub enum Phase {
 /// Options that make no sense, a server that cannot be reached, closes a connection, refuses the handlers or breaks
 /// its protocol. A request that ends with an error is no error here: it is counted in [`Outcome::errors`].
 pub fn run(options: &Options, on_progress: &mut dyn FnMut(Progress)) -> anyhow::Result<Outcome> {
+    run_until(options, &AtomicBool::new(false), on_progress)
+}
+
+/// As [`run`]; when `stop` becomes true, the run ends early with the figures so far.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_until(
+    options: &Options,
+    stop: &AtomicBool,
+    on_progress: &mut dyn FnMut(Progress),
+) -> anyhow::Result<Outcome> {
     match options.dialect {
-        Dialect::Binary => run_with::<Binary>(options, on_progress),
-        Dialect::Json => run_with::<Json>(options, on_progress),
+        Dialect::Binary => run_on_core::<Binary>(options, stop, on_progress),
+        Dialect::Json => run_on_core::<Json>(options, stop, on_progress),
     }
 }
 
@@ -164,8 +177,16 @@ pub fn run_with<W: Wire>(
     options: &Options,
     on_progress: &mut dyn FnMut(Progress),
 ) -> anyhow::Result<Outcome> {
+    run_on_core::<W>(options, &AtomicBool::new(false), on_progress)
+}
+
+fn run_on_core<W: Wire>(
+    options: &Options,
+    stop: &AtomicBool,
+    on_progress: &mut dyn FnMut(Progress),
+) -> anyhow::Result<Outcome> {
     options.check()?;
-    cpu::on_core(options.pin, || engine::run::<W>(options, on_progress))
+    cpu::on_core(options.pin, || engine::run::<W>(options, stop, on_progress))
 }
 
 #[cfg(test)]

@@ -13,9 +13,10 @@ use tokio::sync::mpsc;
 
 use super::Message;
 use crate::{
-    client::ServerArgs,
+    client::{ServerArgs, goodbye},
     exit::{Failure, Outcome},
     json, output,
+    signals::Stop,
 };
 
 /// What the client's own task passes on.
@@ -57,14 +58,33 @@ impl raw::CompletionSink for Sink {
 
 /// Sends a broadcast and prints a line for each leg. It ends well only if all of them replied.
 pub(super) async fn run(message: &Message<'_>, timeout: Duration, server: &ServerArgs) -> Outcome {
-    let what = format!("the broadcast to `{}`", message.action);
-    let failed = |error: &Error| server.failure(&what, error);
     let (sender, mut news) = mpsc::unbounded_channel();
     let config = ClientConfig { retry_initial: false, reconnect: false, ..ClientConfig::default() };
     let client = raw::Client::new(config, server.address(), Arc::new(Sink { news: sender }))
-        .map_err(|error| failed(&error))?;
+        .map_err(|error| server.failure(&what(message), &error))?;
+    let mut stop = Stop::listen()?;
+    let outcome = tokio::select! {
+        outcome = gather(&client, &mut news, message, timeout, server) => outcome,
+        // The end of the session cancels what is open.
+        code = stop.next() => Err(Failure::quiet(code)),
+    };
+    client.close();
+    goodbye(client.ended()).await;
+    outcome
+}
+
+/// From the connection to the last leg.
+async fn gather(
+    client: &raw::Client,
+    news: &mut mpsc::UnboundedReceiver<News>,
+    message: &Message<'_>,
+    timeout: Duration,
+    server: &ServerArgs,
+) -> Outcome {
+    let what = what(message);
+    let failed = |error: &Error| server.failure(&what, error);
     client.start();
-    connected(&mut news, server).await.map_err(|error| failed(&error))?;
+    connected(news, server).await.map_err(|error| failed(&error))?;
 
     let spec = RequestSpec {
         flags: RequestFlags::BROADCAST,
@@ -88,9 +108,11 @@ pub(super) async fn run(message: &Message<'_>, timeout: Duration, server: &Serve
             break;
         }
     }
-    client.close();
-    client.ended().await;
     tally.outcome(&what)
+}
+
+fn what(message: &Message<'_>) -> String {
+    format!("the broadcast to `{}`", message.action)
 }
 
 async fn connected(news: &mut mpsc::UnboundedReceiver<News>, server: &ServerArgs) -> Result<(), Error> {

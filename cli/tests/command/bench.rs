@@ -1,6 +1,10 @@
 //! `ringpost bench`: on a server of its own, and on another one.
 
-use crate::harness::{Server, run};
+use std::os::unix::process::CommandExt;
+
+use rustix::process::{Pid, Signal, kill_process_group};
+
+use crate::harness::{Process, Server, ringpost, run, with_open_files};
 
 /// It measures a server that it starts, and prints the figures as JSON.
 #[test]
@@ -43,4 +47,30 @@ fn measures_another_server() {
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert!(ended.stdout.contains("requests/s") && ended.stdout.contains("server CPU"), "{}", ended.stdout);
     assert!(!ended.stdout.contains("not known"), "{}", ended.stdout);
+}
+
+/// Ctrl-C, which a terminal sends to the whole process group, ends it with the figures so far.
+#[test]
+fn interrupted() {
+    let mut command =
+        ringpost(&["bench", "--spawn", "--duration", "1h", "--warm-up", "0", "--in-flight", "1"]);
+    command.process_group(0);
+    let bench = Process::start(command);
+    bench.stderr_line("measuring");
+    kill_process_group(Pid::from_raw(bench.id().cast_signed()).unwrap(), Signal::INT).unwrap();
+    let ended = bench.wait();
+    assert_eq!(ended.code, Some(130), "{}", ended.stderr);
+    assert!(
+        ended.stdout.contains("requests/s") && ended.stdout.contains("errors         0"),
+        "{}",
+        ended.stdout
+    );
+}
+
+/// More connections than may be opened are refused before anything is started, with a remedy.
+#[test]
+fn too_many_connections() {
+    let ended = with_open_files(64, &["bench", "--spawn", "--requesters", "100"]).wait();
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(71), ""));
+    assert!(ended.stderr.contains("--requesters") && ended.stderr.contains("ulimit -n"), "{}", ended.stderr);
 }

@@ -107,6 +107,16 @@ fn ends_with_its_commands() {
     }
 }
 
+/// A leaving server is told of once, in one clause.
+#[test]
+fn told_of_a_leaving_server() {
+    let server = Server::start();
+    let handler = server.handle(&["echo", "--echo"]);
+    server.process.signal(Signal::TERM);
+    let line = handler.stderr_line("leaving");
+    assert_eq!(line.matches("the server is leaving").count(), 1, "{line}");
+}
+
 /// It is there before the server, and again after the server's restart.
 #[test]
 fn comes_back() {

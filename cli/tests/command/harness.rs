@@ -43,8 +43,12 @@ pub(crate) struct Ended {
 }
 
 impl Process {
-    pub(crate) fn start(mut command: Command) -> Self {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    pub(crate) fn start(command: Command) -> Self {
+        Self::start_with_stderr(command, Stdio::piped())
+    }
+
+    pub(crate) fn start_with_stderr(mut command: Command, stderr: impl Into<Stdio>) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
         let mut child = command.spawn().unwrap();
         let stdout = child.stdout.take().map(lines_of);
         let stderr = child.stderr.take().map(lines_of);
@@ -92,6 +96,19 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// `ulimit -n FILES; ringpost ARGS…`.
+pub(crate) fn with_open_files(files: u32, args: &[&str]) -> Process {
+    let plain = ringpost(args);
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("ulimit -n {files}; exec \"$0\" \"$@\"")]).arg(plain.get_program());
+    command.args(args);
+    for (name, value) in plain.get_envs() {
+        assert!(value.is_none());
+        command.env_remove(name);
+    }
+    Process::start(command)
 }
 
 /// Runs a command to its end.

@@ -5,7 +5,7 @@ use std::{
     process::Stdio,
 };
 
-use crate::harness::{Server, run, until};
+use crate::harness::{Server, run, until, with_open_files};
 
 /// The actions that have a handler, a line each or as JSON.
 #[test]
@@ -41,7 +41,7 @@ fn receivers_watch() {
     json.stdout_line("[]");
 }
 
-/// When nobody reads any more, it ends without a complaint.
+/// When nobody reads any more, it ends without a complaint, and at once: not when there is something to write.
 #[test]
 fn broken_pipe_is_quiet() {
     let server = Server::start();
@@ -50,7 +50,6 @@ fn broken_pipe_is_quiet() {
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
     assert_eq!(line, "[]\n");
-    let _handler = server.handle(&["a", "--echo"]);
     until("it ends", || child.try_wait().unwrap().is_some());
     let output = child.wait_with_output().unwrap();
     assert_eq!((output.status.code(), output.stderr), (Some(0), vec![]));
@@ -88,4 +87,19 @@ fn doctor() {
     let level = |name: &str| checks.iter().find(|check| check["name"] == name).unwrap()["level"].clone();
     assert_eq!((level("io_uring"), level("server")), ("ok".into(), "warn".into()));
     assert!(checks.iter().all(|check| check["level"] == "ok" || check["remedy"].is_string()));
+}
+
+/// Where hardly a file can be opened, doctor says so; it does not die of it, and neither do other commands.
+#[test]
+fn doctor_with_few_open_files() {
+    let ended = with_open_files(8, &["doctor", "--json"]).wait();
+    assert_eq!(ended.code, Some(71), "{}{}", ended.stdout, ended.stderr);
+    let checks: Vec<serde_json::Value> =
+        ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let files = checks.iter().find(|check| check["name"] == "open files").unwrap();
+    assert_eq!(files["level"], "fail");
+    assert!(files["remedy"].as_str().unwrap().contains("ulimit"), "{files}");
+    let ended = with_open_files(8, &["request", "a", "1"]).wait();
+    assert_eq!(ended.code, Some(71));
+    assert!(ended.stderr.contains("ulimit -n"), "{}", ended.stderr);
 }

@@ -10,6 +10,7 @@ mod bench;
 mod demo;
 mod handle;
 mod harness;
+mod help;
 mod look;
 mod request;
 mod serve;

@@ -17,6 +17,9 @@ fn prints_the_reply() {
     let args = ["--server", &server.address, "request", "echo", "-", "--ttl", "10s", "--timeout", "10s"];
     let ended = run_with_input(&args, "\"from input\"\n");
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "\"from input\"\n"), "{}", ended.stderr);
+    let args = ["--server", &server.address, "request", "echo", "-", "--raw"];
+    let ended = run_with_input(&args, " \t[1, 2]\r\n");
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "[1, 2]"), "{}", ended.stderr);
     let ended = server.run(&["request", "echo", "-7", "--raw"]);
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "-7"));
 }
@@ -37,6 +40,23 @@ fn server_by_environment() {
     }
 }
 
+/// An address that is none is told in words, and an empty variable is none at all.
+#[test]
+fn addresses() {
+    let ended = run(&["request", "echo", "1", "--server", "127.0.0.1:99999"]);
+    assert_eq!(ended.code, Some(2));
+    assert!(ended.stderr.contains("`127.0.0.1:99999` is not an address"), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("malformed"), "{}", ended.stderr);
+    let mut command = ringpost(&["request", "echo", "1"]);
+    command.env("RINGPOST_SERVER", "127.0.0.1:99999");
+    let ended = Process::start(command).wait();
+    assert_eq!(ended.code, Some(2));
+    assert!(ended.stderr.contains("environment variable RINGPOST_SERVER"), "{}", ended.stderr);
+    let mut command = ringpost(&["request", "echo", "{"]);
+    command.env("RINGPOST_SERVER", "");
+    assert_eq!(Process::start(command).wait().code, Some(65));
+}
+
 /// Each way to fail has its exit code, words on standard error, and nothing on standard output.
 #[test]
 fn exit_codes() {
@@ -52,6 +72,7 @@ fn exit_codes() {
         (&["request", "slow", "{}", "--timeout", "50ms"], 4, "timeout"),
         (&["request", "slow", "{"], 65, "JSON"),
         (&["request", "slow", "{}", "--options", "nope"], 65, "JSON"),
+        (&["request", "slow", "{}", "--options", "[1]"], 65, "must be a JSON object"),
         (&["request", "slow"], 2, "Usage"),
         (&["request", "slow", "{}", "--timeout", "soon"], 2, "soon"),
         (&["request", "", "{}"], 2, "at least one byte"),
@@ -159,16 +180,45 @@ fn send() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("got");
     let server = Server::start();
-    let _handler = server.handle(&["mail", "--", "sh", "-c", &format!("cat > {}", path.display())]);
+    let _handler =
+        server.handle(&["mail", "--", "sh", "-c", &format!("cat > {0}; echo >> {0}", path.display())]);
     let args = ["--server", &server.address, "send", "mail", "-"];
     let ended = run_with_input(&args, "{\"to\":\"you\"}\n");
     assert_eq!((ended.code, ended.stdout.as_str(), ended.stderr.as_str()), (Some(0), "", ""));
     assert_eq!(line_of_file(&path), "{\"to\":\"you\"}");
 }
 
-/// A requester that goes away cancels its request, and the command with all that it started ends.
+/// An interrupted requester cancels its request, and the command with all that it started ends.
 #[test]
 fn interrupted_request_cancels() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start();
+    for (name, signal, more, code) in [
+        ("int", Signal::INT, None, 130),
+        ("term", Signal::TERM, None, 143),
+        ("broadcast", Signal::INT, Some("--broadcast"), 130),
+    ] {
+        let path = folder.path().join(name);
+        let script = format!("sleep 1000 & echo $$ $! > {}; wait", path.display());
+        let _handler = server.handle(&[name, "--", "sh", "-c", &script]);
+        let mut args = vec!["request", name, "null", "--timeout", "1h"];
+        args.extend(more);
+        let request = server.spawn(&args);
+        let ids = line_of_file(&path);
+        request.signal(signal);
+        let ended = request.wait();
+        assert_eq!(
+            (ended.code, ended.stdout.as_str(), ended.stderr.as_str()),
+            (Some(code), "", ""),
+            "{name}"
+        );
+        until("the command's processes are gone", || !ids.split(' ').any(runs));
+    }
+}
+
+/// A requester that is killed cancels its request too.
+#[test]
+fn killed_request_cancels() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pids");
     let server = Server::start();
@@ -176,7 +226,7 @@ fn interrupted_request_cancels() {
     let handler = server.handle(&["long", "--", "sh", "-c", &script]);
     let request = server.spawn(&["request", "long", "null", "--timeout", "60s"]);
     let ids = line_of_file(&path);
-    request.signal(Signal::INT);
+    request.signal(Signal::KILL);
     assert_eq!(request.wait().code, None);
     until("the command's processes are gone", || !ids.split(' ').any(runs));
     handler.signal(Signal::TERM);

@@ -1,10 +1,15 @@
 //! `ringpost serve`: addresses, settings, signals, and what keeps it from starting.
 
-use std::io::Write;
+use std::{
+    fs::File,
+    io::{Read, Write, pipe},
+    net::TcpStream,
+    process::Stdio,
+};
 
 use rustix::process::Signal;
 
-use crate::harness::{Process, Server, line_of_file, ringpost, run};
+use crate::harness::{Process, Server, line_of_file, ringpost, run, with_open_files};
 
 /// Several addresses are served, and each is told.
 #[test]
@@ -56,6 +61,82 @@ fn unknown_key() {
     let ended = run(&["serve", "--listen", "127.0.0.1:0", "--max-payload", "2GiB"]);
     assert_eq!(ended.code, Some(78));
     assert!(ended.stderr.contains("max-payload"), "{}", ended.stderr);
+}
+
+/// A value of the environment that cannot be used is named by its variable; an empty one is none.
+#[test]
+fn bad_environment() {
+    for (value, code, words) in
+        [("lots", 2, "`lots` is not a size"), ("0", 78, "max-payload = 0: must be 1 byte to 1GiB")]
+    {
+        let mut command = ringpost(&["serve", "--listen", "127.0.0.1:0"]);
+        command.env("RINGPOST_MAX_PAYLOAD", value);
+        let ended = Process::start(command).wait();
+        assert_eq!(ended.code, Some(code), "{}", ended.stderr);
+        assert!(
+            ended.stderr.contains(words) && ended.stderr.contains("RINGPOST_MAX_PAYLOAD"),
+            "{}",
+            ended.stderr
+        );
+    }
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    write!(file, "listen = [\"localhost:0\"]").unwrap();
+    let mut command = ringpost(&["serve", "--config", file.path().to_str().unwrap()]);
+    command.env("RINGPOST_LISTEN", "").env("RINGPOST_MAX_PAYLOAD", "");
+    Process::start(command).stdout_line("listening on ");
+}
+
+/// Logs that cannot be written change nothing: it serves, drains, and ends with 0.
+#[test]
+fn standard_error_that_cannot_be_written() {
+    let (reader, closed) = pipe().unwrap();
+    drop(reader);
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    for stderr in [Stdio::from(closed), Stdio::from(full)] {
+        let process =
+            Process::start_with_stderr(ringpost(&["serve", "--listen", "127.0.0.1:0", "-vv"]), stderr);
+        let line = process.stdout_line("listening on ");
+        let address = line.trim_end().rsplit(' ').next().unwrap();
+        let ended = run(&["stats", "--server", address]);
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        process.signal(Signal::TERM);
+        assert_eq!(process.wait().code, Some(0));
+    }
+}
+
+/// Of a flood of refused connections each is told or counted in a line.
+#[test]
+fn refusals_do_not_flood_the_log() {
+    const REFUSED: u64 = 20;
+    let server = Server::with(&["--max-connections", "1"]);
+    let mut first = TcpStream::connect(&server.address).unwrap();
+    first.write_all(b"{\"action\":\"ping\"}\n").unwrap();
+    first.read_exact(&mut [0; 1]).unwrap();
+    for _ in 0..REFUSED {
+        let mut other = TcpStream::connect(&server.address).unwrap();
+        other.write_all(b"{\"action\":\"ping\"}\n").unwrap();
+        other.read_to_end(&mut Vec::new()).unwrap();
+    }
+    let mut told = 0;
+    while told < REFUSED {
+        let line = server.process.stderr_line("left_out=");
+        let left_out = line.split("left_out=").nth(1).unwrap().split_whitespace().next().unwrap();
+        told += left_out.parse::<u64>().unwrap() + u64::from(line.contains("peer="));
+    }
+    assert_eq!(told, REFUSED);
+}
+
+/// Where few files can be opened it says so, and serves the few connections that are possible; or says what it needs.
+#[test]
+fn few_open_files() {
+    let process = with_open_files(20, &["serve", "--listen", "127.0.0.1:0"]);
+    process.stderr_line("very few connections are possible");
+    let line = process.stdout_line("listening on ");
+    let ended = run(&["stats", "--server", line.trim_end().rsplit(' ').next().unwrap()]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let ended = with_open_files(12, &["serve", "--listen", "127.0.0.1:0"]).wait();
+    assert_eq!(ended.code, Some(78), "{}", ended.stderr);
+    assert!(ended.stderr.contains("ulimit"), "{}", ended.stderr);
 }
 
 /// A port that somebody else has is named.

@@ -7,7 +7,10 @@ use ringpost_protocol::{
 };
 
 use super::{LEAVE_TIME, Leaving, State, traffic::mark};
-use crate::connections::{Connection, Key, Phase, Waiting};
+use crate::{
+    connections::{Connection, Key, Phase, Waiting},
+    throttle::Throttle,
+};
 
 impl State {
     /// The core keeps the counters of all refusals, also of those that are not its own.
@@ -74,7 +77,8 @@ impl State {
         let ours = [&self.handshakes, &self.flushing, &self.lingering]
             .into_iter()
             .filter_map(Waiting::next_deadline);
-        ours.chain(self.broker.next_deadline()).chain(leaving).min()
+        let lines = [&self.surplus_lines, &self.slow_lines].into_iter().filter_map(Throttle::deadline);
+        ours.chain(self.broker.next_deadline()).chain(leaving).chain(lines).min()
     }
 
     pub(super) fn time_out(&mut self, now: Now) {
@@ -107,6 +111,9 @@ impl State {
                     open_requests = self.broker.open_requests(),
                     "not everything ended within drain-timeout"
                 );
+                self.broker.handle(Input::DrainOver, now);
+                // Its outputs first: they are the outcomes of what was open, and nothing is sent behind the end.
+                self.act(now);
                 self.end_all(now);
             }
             Leaving::Ending(deadline) if deadline <= now.mono => {
@@ -114,6 +121,17 @@ impl State {
                 self.lose_all(now);
             }
             _ => {}
+        }
+        if let Some(left_out) = self.surplus_lines.rest(now.mono) {
+            tracing::warn!(
+                limit = self.max_connections,
+                left_out,
+                "more connections refused (max-connections)"
+            );
+        }
+        if let Some(left_out) = self.slow_lines.rest(now.mono) {
+            let limit = self.config.outbound_limit;
+            tracing::warn!(limit, left_out, "more connections closed that do not read (outbound-limit)");
         }
         self.act(now);
     }

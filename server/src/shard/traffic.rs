@@ -5,6 +5,7 @@ use ringpost_broker::{CloseReason, ConnId, Input, Output, RefusalCause, Speaks};
 use ringpost_protocol::{
     Code, WireError,
     dialect::{Decoded, Dialect},
+    frame::Preface,
     message::ServerMessage,
     time::Now,
 };
@@ -72,21 +73,48 @@ impl State {
                         "this server has all the connections that it may have (max-connections = {})",
                         self.max_connections
                     );
-                    tracing::warn!(%conn, peer = connection.peer(), message);
+                    if let Some(left_out) = self.surplus_lines.line(now.mono) {
+                        tracing::warn!(%conn, peer = connection.peer(), left_out, message);
+                    }
                     self.count(RefusalCause::Surplus, now);
                     self.refuse(conn, &WireError::new(Code::Overloaded, message), now);
                     return NextRead::Discard;
                 }
                 Err(error) => {
-                    tracing::debug!(%conn, peer = connection.peer(), %error, "refused");
-                    // First the answers to what came before it: nothing is sent behind a refusal.
-                    self.act(now);
-                    self.count(RefusalCause::Unreadable, now);
-                    self.refuse(conn, &error, now);
+                    self.refuse_unreadable(conn, &error, now);
                     return NextRead::Discard;
                 }
             }
         }
+    }
+
+    /// The client ended its half within something.
+    pub(super) fn refuse_truncated(&mut self, conn: ConnId, begun: &[u8], now: Now) {
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        if connection.phase != Phase::Open {
+            return;
+        }
+        let within = match connection.codec.dialect() {
+            Some(Dialect::Binary) => "a frame",
+            Some(Dialect::Json) => "an object",
+            None if Preface::MAGIC.starts_with(&begun[..begun.len().min(Preface::MAGIC.len())]) => {
+                "the preface"
+            }
+            None => "the first message",
+        };
+        let message = format!("the stream ended within {within}, of which {} bytes had come", begun.len());
+        self.refuse_unreadable(conn, &WireError::malformed(message), now);
+    }
+
+    /// What came on this connection cannot be read.
+    fn refuse_unreadable(&mut self, conn: ConnId, error: &WireError, now: Now) {
+        if let Some(connection) = self.connections.get_mut(conn) {
+            tracing::debug!(%conn, peer = connection.peer(), %error, "refused");
+        }
+        // First the answers to what came before it: nothing is sent behind a refusal.
+        self.act(now);
+        self.count(RefusalCause::Unreadable, now);
+        self.refuse(conn, error, now);
     }
 
     /// Does what the core says, until it has nothing more to say.
@@ -136,7 +164,12 @@ impl State {
         }
         if waiting as u64 > self.config.outbound_limit {
             let (peer, limit) = (connection.peer(), self.config.outbound_limit);
-            tracing::warn!(%conn, peer, waiting, limit, "closed: it does not read what it is sent (outbound-limit)");
+            if let Some(left_out) = self.slow_lines.line(now.mono) {
+                tracing::warn!(
+                    %conn, peer, waiting, limit, left_out,
+                    "closed: it does not read what it is sent (outbound-limit)"
+                );
+            }
             self.count(RefusalCause::Slow, now);
             self.lose(conn, now);
         }
