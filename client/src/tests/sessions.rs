@@ -138,14 +138,14 @@ fn outcomes_are_acknowledged() {
     };
     for number in 1..=63 {
         rig.sent(RequestFlags::default(), number);
-        assert_eq!(acknowledged(&rig.receive(outcome(number, number))), []);
+        assert!(acknowledged(&rig.receive(outcome(number, number))).is_empty());
     }
     rig.sent(RequestFlags::default(), 64);
     assert_eq!(acknowledged(&rig.receive(outcome(64, 64))), [64]);
     rig.sent(RequestFlags::default(), 65);
     rig.receive(outcome(65, 65));
     assert_eq!(acknowledged(&rig.pass(ms(60))), [65]);
-    assert_eq!(acknowledged(&rig.pass(ms(600))), []);
+    assert!(acknowledged(&rig.pass(ms(600))).is_empty());
 }
 
 /// A client that is closed says goodbye, so that its session is not waited for.
