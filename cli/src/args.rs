@@ -12,7 +12,8 @@ use ringpost_protocol::limits::{check_name, check_own_name};
 use ringpost_server::units;
 
 use crate::{
-    bench, client::ServerArgs, demo, doctor, handle, logs::LogArgs, receivers, request, send, serve, stats,
+    bench, client::ServerArgs, control, demo, doctor, handle, logs::LogArgs, receivers, request, send, serve,
+    stats,
 };
 
 const EXAMPLES: &str = "\
@@ -125,6 +126,9 @@ pub(crate) enum Command {
     Send(send::SendArgs),
     Receivers(receivers::ReceiversArgs),
     Stats(stats::StatsArgs),
+    Actions(control::ActionsArgs),
+    Connections(control::ConnectionsArgs),
+    Queue(control::QueueArgs),
     Doctor(doctor::DoctorArgs),
     Demo(demo::DemoArgs),
     Bench(bench::BenchArgs),
@@ -196,6 +200,12 @@ mod tests {
             "ringpost send a {}",
             "ringpost receivers --watch --json",
             "ringpost stats --json",
+            "ringpost actions",
+            "ringpost connections --json",
+            "ringpost queue list",
+            "ringpost queue peek a --count 5",
+            "ringpost queue purge a",
+            "ringpost queue cancel 0-1",
             "ringpost doctor --json",
             "ringpost demo",
             "ringpost bench --requesters 16 --in-flight 64 --handlers 4 --size 128 --duration 5s --dialect json --json \

@@ -83,13 +83,13 @@ impl ServerArgs {
         outcome
     }
 
-    /// Asks one of the server's own actions.
+    /// Asks one of the server's own actions; `data` is JSON text.
     ///
     /// # Errors
     /// As [`ServerArgs::connect`], and those of requests.
-    pub(crate) async fn ask(&self, action: &str) -> Result<Reply, Error> {
+    pub(crate) async fn ask(&self, action: &str, data: &str) -> Result<Reply, Error> {
         let client = self.connect().await?;
-        let reply = client.request_bytes(action, "null").timeout(self.connect_timeout).await;
+        let reply = client.request_bytes(action, data).timeout(self.connect_timeout).await;
         client.close().await;
         reply
     }

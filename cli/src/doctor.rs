@@ -214,7 +214,7 @@ fn amount(limit: u64) -> String {
 /// Whether a server answers. Without one this machine may be just as good, so that it is never more than a warning.
 async fn of_server(server: &ServerArgs) -> Check {
     let address = server.address();
-    match server.ask("$sys.stats").await {
+    match server.ask("$sys.stats", "null").await {
         Ok(_) => Check::ok("server", format!("one answers at {address}")),
         Err(error) => {
             let remedy = "start one with `ringpost serve`, or say where it is with --server HOST:PORT";

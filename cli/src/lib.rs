@@ -10,6 +10,7 @@
 mod args;
 mod bench;
 mod client;
+mod control;
 mod demo;
 mod doctor;
 mod exit;
@@ -69,6 +70,9 @@ fn run(cli: &Cli, matches: &ArgMatches) -> Outcome {
         Command::Send(args) => send::run(args, server),
         Command::Receivers(args) => receivers::run(args, server),
         Command::Stats(args) => stats::run(args, server),
+        Command::Actions(args) => control::actions(args, server),
+        Command::Connections(args) => control::connections(args, server),
+        Command::Queue(args) => control::queue(args, server),
         Command::Doctor(args) => doctor::run(args, server),
         Command::Demo(args) => demo::run(args),
         Command::Bench(args) => bench::run(args, server),

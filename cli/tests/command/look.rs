@@ -103,3 +103,34 @@ fn doctor_with_few_open_files() {
     assert_eq!(ended.code, Some(71));
     assert!(ended.stderr.contains("ulimit -n"), "{}", ended.stderr);
 }
+
+/// Actions, connections and queues are shown, looked into and emptied.
+#[test]
+fn control() {
+    let server = Server::start();
+    let _handler = server.handle(&["slow", "--echo", "--delay", "60s", "--concurrency", "1"]);
+    let requests: Vec<_> = (0..3)
+        .map(|number| server.spawn(&["request", "slow", &number.to_string(), "--timeout", "60s"]))
+        .collect();
+    let queued = |count: u64| {
+        let list = server.run(&["queue", "list", "--json"]).stdout;
+        serde_json::from_str::<serde_json::Value>(&list).unwrap()[0]["queued"].as_u64().unwrap_or(0) == count
+    };
+    until("two wait", || queued(2));
+    let actions = server.run(&["actions"]).stdout;
+    assert!(actions.lines().next().unwrap().starts_with("ACTION") && actions.contains("slow"), "{actions}");
+    let connections = server.run(&["connections", "--json"]).stdout;
+    let connections: serde_json::Value = serde_json::from_str(&connections).unwrap();
+    assert_eq!(connections.as_array().map(Vec::len), Some(5), "{connections}");
+    let peeked = server.run(&["queue", "peek", "slow", "--json"]).stdout;
+    let peeked: serde_json::Value = serde_json::from_str(&peeked).unwrap();
+    let id = peeked[0]["requestId"].as_str().unwrap();
+    assert_eq!(server.run(&["queue", "cancel", id]).stdout, "1 ended\n");
+    let again = server.run(&["queue", "cancel", id]);
+    assert_eq!((again.code, again.stdout.as_str()), (Some(1), "0 ended\n"), "{}", again.stderr);
+    until("one waits", || queued(1));
+    assert_eq!(server.run(&["queue", "purge", "slow"]).stdout, "1 ended\n");
+    until("none waits", || queued(0));
+    assert_eq!(server.run(&["queue", "purge", "nobody"]).code, Some(3));
+    drop(requests);
+}
