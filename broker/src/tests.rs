@@ -596,6 +596,21 @@ fn an_end_without_goodbye() {
     assert_eq!(stage.codes(polite), [(1, None)]);
 }
 
+/// What waits when the handlers leave a draining server is told so: it did not run, and may be sent elsewhere.
+#[test]
+fn handlers_leave_a_draining_server() {
+    let mut stage = Stage::new(Config::default());
+    let (handler, requester) = (stage.handler("sum", 1), stage.connect(Speaks::Binary));
+    stage.request(requester, 1, |_| {});
+    stage.request(requester, 2, |_| {});
+    stage.input(Input::Drain { grace_ms: 1000 });
+    stage.say(handler, ClientMessage::Goaway);
+    assert_eq!(stage.codes(requester), [(2, Some(Code::Draining))]);
+    let delivery = stage.deliveries(handler)[0].delivery;
+    stage.answer(handler, delivery, Verdict::Reply);
+    assert_eq!(stage.codes(requester), [(1, None)]);
+}
+
 /// When the drain's time is over, everybody who still waits has an outcome; no handlers are taken meanwhile.
 #[test]
 fn the_end_of_a_drain() {

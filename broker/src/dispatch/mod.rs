@@ -7,6 +7,7 @@ use ringpost_protocol::{Code, Content, message::RequestFlags, time::Time};
 pub(crate) use self::ready::Ready;
 use crate::{
     Broker, ConnId,
+    broker::Drain,
     slab::Key,
     state::{Action, Handler, Queue, Request, RequestState, Timer},
 };
@@ -133,6 +134,11 @@ impl Broker {
             };
             if request.attempt > 0 {
                 self.end_with_error(key, Code::HandlerLost, HANDLER_LOST.to_owned());
+            } else if self.drain != Drain::No {
+                // Handlers leave because the server does; on another there may be some.
+                let message =
+                    "the server is leaving and its handlers have left; it has not run: send it to another";
+                self.end_with_error(key, Code::Draining, message.to_owned());
             } else {
                 let message = format!("the last handler of `{}` is gone", String::from_utf8_lossy(&name));
                 self.end_with_error(key, Code::NoHandler, message);
