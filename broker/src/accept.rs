@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ringpost_protocol::{
     Code, Content,
-    limits::{check_name, check_own_name},
+    limits::{MIN_COUNTED_BYTES, check_name, check_own_name},
     message::{Reply, Request as Asked, RequestFlags, Tag, Target},
     time::Time,
 };
@@ -16,9 +16,6 @@ use crate::{
     slab::Key,
     state::{Action, Kept, LegState, Request, RequestState, Session, Timer},
 };
-
-/// A small request in a large read buffer is copied out before it waits; from this size on it has a buffer of its own.
-pub(crate) const SHARED_BUFFER_BYTES: usize = 64 << 10;
 
 /// The key that names the bound, for messages.
 const QUEUE_LIMIT: &str = "the server's --queue-limit";
@@ -112,14 +109,18 @@ impl Broker {
         let at_once =
             !broadcast && action.queue.waiting == 0 && !action.ready.is_empty() && self.may_dispatch();
         if !(at_once || broadcast)
-            && let Some(message) = self.over_queue_limit(action, asked.content.len())
+            && let Some(message) = self.over_queue_limit(action_key, asked.content.len())
         {
             return self.refuse(conn, session_key, asked, Code::Overloaded, message);
         }
         let to_be_kept = !at_once || asked.max_attempts > 1;
-        if to_be_kept && self.kept_bytes + asked.content.len() > self.config.memory_bytes {
-            let message =
-                format!("{} bytes are kept already: no more are (the server's --memory)", self.kept_bytes);
+        let more_bytes = if to_be_kept { asked.content.uncounted_len() } else { 0 };
+        if self.memory_used() + more_bytes > self.config.memory_bytes / 4 * 3 {
+            self.counters.refused_memory += 1;
+            let message = format!(
+                "{} bytes of messages are held already, and no more can be: try again later (the server's --memory)",
+                self.memory_used()
+            );
             return self.refuse(conn, session_key, asked, Code::Overloaded, message);
         }
         let deadline = self.deadline(asked, speaks);
@@ -182,12 +183,12 @@ impl Broker {
 
     /// Keeps a request's content beyond this turn, without the read buffer that it came in if that is much larger.
     pub(crate) fn keep(&mut self, key: Key<Request>, mut content: Content) {
-        content.detach(SHARED_BUFFER_BYTES);
+        content.detach(MIN_COUNTED_BYTES);
         let Some(request) = self.requests.get_mut(key) else { return };
-        self.kept_bytes += content.len();
+        self.kept_bytes += content.uncounted_len();
         match request.kept.and_then(|kept| self.kept.get_mut(kept)) {
             Some(kept) => {
-                self.kept_bytes -= kept.content.len();
+                self.kept_bytes -= kept.content.uncounted_len();
                 kept.content = content;
             }
             None => request.kept = Some(self.kept.insert(Kept { tag: Tag::new(), content })),
@@ -204,16 +205,23 @@ impl Broker {
         }
     }
 
-    fn over_queue_limit(&self, action: &Action, bytes: usize) -> Option<String> {
+    fn over_queue_limit(&mut self, action: Key<Action>, bytes: usize) -> Option<String> {
+        #[cfg(feature = "planted-bugs")]
+        if self.config.is_planted(crate::PlantedBug::UnboundedQueue) {
+            return None;
+        }
+        let action = self.actions.get(action)?;
         let queue = &action.queue;
         let name = String::from_utf8_lossy(&action.name);
         if queue.waiting >= self.config.queue_limit {
+            self.counters.refused_queue_limit += 1;
             return Some(format!(
                 "{} requests wait for `{name}` already: no more are kept ({QUEUE_LIMIT})",
                 queue.waiting
             ));
         }
         if queue.bytes + bytes > self.config.queue_limit_bytes {
+            self.counters.refused_queue_bytes += 1;
             return Some(format!(
                 "{} bytes wait for `{name}` already: no more are kept ({QUEUE_LIMIT}-bytes)",
                 queue.bytes
@@ -238,6 +246,8 @@ impl Broker {
             (None, None) if speaks == Speaks::Json => (self.config.default_json_timeout, Code::Expired),
             (None, _) => (self.config.default_timeout, Code::Timeout),
         };
+        #[cfg(feature = "planted-bugs")]
+        let after = if self.config.is_planted(crate::PlantedBug::EarlyTimeout) { after / 2 } else { after };
         Deadline { at: self.now.mono + after, ends_with }
     }
 
@@ -304,6 +314,15 @@ impl Broker {
         match code {
             Code::Timeout => self.counters.timeouts += 1,
             _ => self.counters.expired += 1,
+        }
+        #[cfg(feature = "planted-bugs")]
+        if self.config.is_planted(crate::PlantedBug::LateReplyDelivered)
+            && let Some(request) = self.requests.get(key)
+            && matches!(request.state, RequestState::Delivered(_))
+            && request.wants_reply()
+        {
+            let ended = request.ended(self.tag_of(request));
+            return self.send_outcome(ended, Some(code), None, Content::from_payload(message), false);
         }
         self.call_back(key);
         self.end_with_error(key, code, message);

@@ -27,6 +27,8 @@ impl Broker {
             && wants_reply
             && self.connection(conn).is_some_and(|connection| connection.speaks == Speaks::Binary)
         {
+            #[cfg(feature = "planted-bugs")]
+            let expected = expected + u32::from(self.config.is_planted(crate::PlantedBug::WrongLegs));
             self.send(conn, ServerMessage::Legs { number, expected });
         }
         self.count_dispatch();
@@ -48,6 +50,7 @@ impl Broker {
                 handler.legs.push_back((key, leg));
                 waiting = true;
             } else {
+                self.counters.refused_legs += 1;
                 let message = format!(
                     "this handler has no credit, and {behind} broadcasts wait for it already (the server's --leg-queue-limit)"
                 );
@@ -57,7 +60,7 @@ impl Broker {
         if !waiting
             && let Some(kept) = self.requests.get(key).and_then(|request| self.kept.get_mut(request.kept?))
         {
-            self.kept_bytes -= std::mem::take(&mut kept.content).len();
+            self.kept_bytes -= std::mem::take(&mut kept.content).uncounted_len();
         }
     }
 

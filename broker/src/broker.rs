@@ -5,6 +5,8 @@ use std::collections::VecDeque;
 use bytes::{Bytes, BytesMut};
 use foldhash::{SharedSeed, fast::SeedableRandomState};
 use ringpost_protocol::{
+    Gauge,
+    limits::MIN_COUNTED_BYTES,
     message::{ClientMessage, ServerMessage, Target},
     time::{Now, Time, Wheel},
 };
@@ -28,8 +30,14 @@ pub struct Broker {
     pub(crate) handlers: Slab<Handler>,
     pub(crate) requests: Slab<Request>,
     pub(crate) kept: Slab<Kept>,
-    /// Bytes of all contents and outcomes that are kept.
+    /// Bytes of all contents and outcomes that are kept, but for those in large buffers.
     pub(crate) kept_bytes: usize,
+    /// Bytes of all large buffers that came in, for as long as anybody holds them: we, or the driver until they are sent.
+    pub(crate) large: Gauge,
+    /// What the driver holds beside them.
+    pub(crate) driver_bytes: usize,
+    /// Of large messages that have not come in whole.
+    pub(crate) half_received_bytes: usize,
     pub(crate) deliveries: Slab<Delivery>,
     pub(crate) timers: Wheel<Timer>,
     pub(crate) receivers: Receivers,
@@ -76,6 +84,9 @@ impl Broker {
             requests: Slab::default(),
             kept: Slab::default(),
             kept_bytes: 0,
+            large: Gauge::default(),
+            driver_bytes: 0,
+            half_received_bytes: 0,
             deliveries: Slab::default(),
             timers: Wheel::new(),
             receivers: Receivers::default(),
@@ -107,6 +118,12 @@ impl Broker {
             Input::HalfClosed { conn } => self.half_closed(*conn),
             Input::Closed { conn } => self.closed(*conn),
             Input::Undeliverable { conn, message } => self.undeliverable(*conn, message),
+            Input::Clogged { conn } => self.clog(*conn),
+            Input::Unclogged { conn } => self.unclog(*conn),
+            Input::HeldBack { conn } => {
+                self.counters.reads_held_back += 1;
+                self.heard(*conn);
+            }
             Input::Refused { cause } => self.counters.count(*cause),
             Input::Drain { grace_ms } => self.start_drain(*grace_ms),
             Input::DrainOver => self.end_drain(),
@@ -155,6 +172,29 @@ impl Broker {
         &self.counters
     }
 
+    /// Takes note of the bytes that the driver holds for its connections: in buffers to read into and on their way out, and
+    /// apart from those, of large messages that are half received. Large messages that are whole are not among them: they
+    /// are counted from their arrival on, until all is sent that shares their buffer.
+    #[inline]
+    pub fn count_driver_bytes(&mut self, bytes: usize, half_received: usize) {
+        (self.driver_bytes, self.half_received_bytes) = (bytes, half_received);
+    }
+
+    /// Bytes of messages that are held anywhere: kept, large, and by the driver. Over three quarters of
+    /// [`Config::memory_bytes`] requests are refused; the last quarter is the driver's, for large messages that are half
+    /// received.
+    #[inline]
+    pub fn memory_used(&self) -> usize {
+        self.kept_bytes + self.large.bytes() + self.driver_bytes
+    }
+
+    /// Whether a connection's handlers hold anything: what it says may be answers that others wait for.
+    pub fn holds_deliveries(&self, conn: ConnId) -> bool {
+        let holds =
+            |key: &Key<Handler>| self.handlers.get(*key).is_some_and(|handler| !handler.held.is_empty());
+        self.connection(conn).is_some_and(|connection| connection.handlers.iter().any(holds))
+    }
+
     /// Requests that have not ended.
     pub fn open_requests(&self) -> usize {
         self.requests.len()
@@ -182,14 +222,23 @@ impl Broker {
             return self.break_off(conn, "the first frame must be a hello");
         }
         match message {
-            ClientMessage::Request(request) => self.request(conn, request),
-            ClientMessage::Answer(answer) => self.answer(conn, answer),
+            ClientMessage::Request(request) => {
+                request.content.count_large(MIN_COUNTED_BYTES, &self.large);
+                self.request(conn, request);
+            }
+            ClientMessage::Answer(answer) => {
+                answer.content.count_large(MIN_COUNTED_BYTES, &self.large);
+                self.answer(conn, answer);
+            }
             ClientMessage::Hello(hello) => self.hello(conn, hello),
             ClientMessage::Register(register) => self.register(conn, register),
             ClientMessage::Deregister(target) => self.deregister(conn, target),
             ClientMessage::Credit { registration, credit } => self.credit(conn, *registration, *credit),
             ClientMessage::Cancel(target) => self.cancel(conn, target),
-            ClientMessage::Progress(progress) => self.progress(conn, progress),
+            ClientMessage::Progress(progress) => {
+                progress.content.count_large(MIN_COUNTED_BYTES, &self.large);
+                self.progress(conn, progress);
+            }
             ClientMessage::Resume(resume) => self.resume(conn, resume),
             ClientMessage::WatchReceivers(on) => self.watch_receivers(conn, *on),
             ClientMessage::Ping(token) => self.send(conn, ServerMessage::Pong(*token)),

@@ -12,6 +12,42 @@ pub enum Policy {
     LeastBusy,
 }
 
+/// A fault, planted to see whether the simulation finds it.
+#[cfg(feature = "planted-bugs")]
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PlantedBug {
+    /// An answer does not give the slot back.
+    LostCredit,
+    /// A reply is sent twice.
+    DoubleOutcome,
+    /// An outcome that was acknowledged still counts as kept.
+    LeakedOutcome,
+    /// A handler that was served stays the first in line.
+    WrongFairness,
+    /// The answer that comes after the timeout is delivered too.
+    LateReplyDelivered,
+    /// What a lost handler held is not given to another one.
+    LostAttempt,
+    /// The newest that waits goes first.
+    LastFirst,
+    /// Time runs out after half of it.
+    EarlyTimeout,
+    /// A queue takes what comes.
+    UnboundedQueue,
+    /// One leg more is told than there are.
+    WrongLegs,
+    /// A client that comes back is told that what runs was never seen.
+    WrongResume,
+}
+
+#[cfg(feature = "planted-bugs")]
+impl Config {
+    pub(crate) fn is_planted(&self, bug: PlantedBug) -> bool {
+        self.planted_bug == Some(bug)
+    }
+}
+
 /// Everything about the broker that can be set. Random values come from the driver.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -31,8 +67,11 @@ pub struct Config {
     pub queue_limit: usize,
     /// Bytes that may wait in one action's queue.
     pub queue_limit_bytes: usize,
-    /// Bytes of contents and outcomes that are kept beyond their turn, in all queues and sessions together.
+    /// Bytes of messages that may be held: see [`Broker::memory_used`](crate::Broker::memory_used).
     pub memory_bytes: usize,
+    /// Bytes of requests that may go out to one connection's handlers until the driver says that the connection can take
+    /// more: see [`Output::Full`](crate::Output::Full). Default: no bound.
+    pub window_bytes: usize,
     /// Legs of broadcasts that may wait for one handler.
     pub leg_queue_limit: usize,
     /// Actions that one connection may register.
@@ -58,6 +97,10 @@ pub struct Config {
     pub outcome_limit_bytes: usize,
     /// Changes of the receivers that are closer together than this become one message.
     pub receivers_interval: Duration,
+    /// See [`PlantedBug`].
+    #[cfg(feature = "planted-bugs")]
+    #[doc(hidden)]
+    pub planted_bug: Option<PlantedBug>,
 }
 
 impl Default for Config {
@@ -72,6 +115,7 @@ impl Default for Config {
             queue_limit: 65_536,
             queue_limit_bytes: 64 << 20,
             memory_bytes: 1 << 30,
+            window_bytes: usize::MAX,
             leg_queue_limit: 16,
             max_actions: 1024,
             default_credit: 64,
@@ -84,6 +128,8 @@ impl Default for Config {
             max_sessions_away: 16_384,
             outcome_limit_bytes: 1 << 20,
             receivers_interval: Duration::from_millis(20),
+            #[cfg(feature = "planted-bugs")]
+            planted_bug: None,
         }
     }
 }

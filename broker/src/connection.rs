@@ -28,6 +28,8 @@ impl Broker {
             half_closed: false,
             leaving: false,
             closing: false,
+            clogged: false,
+            window_bytes: self.config.window_bytes,
             receivers_seen: None,
             last_heard: self.now.mono,
             liveness: None,
@@ -79,11 +81,6 @@ impl Broker {
             let name = String::from_utf8_lossy(&register.action);
             return self.send(conn, report(code, format!("`{name}` cannot be registered: {error}")));
         }
-        if self.drain != Drain::No {
-            self.counters.refused_registrations += 1;
-            let message = "the server is leaving and takes no new handlers: connect to another".to_owned();
-            return self.send(conn, report(Code::Draining, message));
-        }
         let credit = if register.credit == 0 { self.config.default_credit } else { register.credit };
         if let Some(handler) = self.registration(conn, register.registration, &register.action) {
             // JSON clients name their registrations by the action: registering again changes the credit.
@@ -93,6 +90,11 @@ impl Broker {
             self.counters.refused_registrations += 1;
             let message = format!("this connection has a registration {} already", register.registration);
             return self.send(conn, report(Code::Malformed, message));
+        }
+        if self.drain != Drain::No {
+            self.counters.refused_registrations += 1;
+            let message = "the server is leaving and takes no new handlers: connect to another".to_owned();
+            return self.send(conn, report(Code::Draining, message));
         }
         let registered = self.connection(conn).map_or(0, |connection| connection.handlers.len());
         if registered >= self.config.max_actions || self.handlers.is_full() {
@@ -203,6 +205,50 @@ impl Broker {
         }
         if let Some(session) = session {
             self.leave_session(session, ends_here);
+        }
+    }
+
+    /// The client is slow to read: nothing more is given to its handlers.
+    pub(crate) fn clog(&mut self, conn: ConnId) {
+        self.counters.connections_clogged += 1;
+        self.set_clogged(conn, true);
+    }
+
+    /// It has caught up.
+    pub(crate) fn unclog(&mut self, conn: ConnId) {
+        if let Some(connection) = self.connections.get_mut(conn.0 as usize).and_then(Option::as_mut) {
+            connection.window_bytes = self.config.window_bytes;
+        }
+        self.set_clogged(conn, false);
+    }
+
+    /// So many bytes go out to one of its handlers. Who is far behind must not be given all that there is at once.
+    #[inline]
+    pub(crate) fn use_window(&mut self, conn: ConnId, bytes: usize) {
+        let Some(connection) = self.connection_mut(conn) else { return };
+        connection.window_bytes = connection.window_bytes.saturating_sub(bytes);
+        if connection.window_bytes == 0 && !connection.clogged {
+            self.set_clogged(conn, true);
+            self.outputs.push_back(Output::Full { conn });
+        }
+    }
+
+    fn set_clogged(&mut self, conn: ConnId, clogged: bool) {
+        let Some(connection) = self.connection_mut(conn) else { return };
+        connection.clogged = clogged;
+        let handlers = connection.handlers.clone();
+        // All of them stand in line before one is given anything: the next one may have the better claim to it.
+        for key in &handlers {
+            self.displace(*key);
+            if let Some(handler) = self.handlers.get_mut(*key) {
+                handler.clogged = clogged;
+            }
+            self.place(*key);
+        }
+        if !clogged {
+            for key in handlers {
+                self.offer_credit(key);
+            }
         }
     }
 

@@ -49,8 +49,16 @@ counters! {
     handler_lost: "handlerLost",
     /// Requests refused with `noHandler`.
     refused_no_handler: "refusedNoHandler",
-    /// Requests and legs refused with `overloaded`.
+    /// Requests and legs refused with `overloaded`, for whatever bound.
     refused_overloaded: "refusedOverloaded",
+    /// Of these, requests because too many waited for their action (`--queue-limit`).
+    refused_queue_limit: "refusedQueueLimit",
+    /// Because too many bytes waited for it (`--queue-limit-bytes`).
+    refused_queue_bytes: "refusedQueueBytes",
+    /// Because too much memory was in use (`--memory`).
+    refused_memory: "refusedMemory",
+    /// Legs because too many broadcasts waited for their handler (`--leg-queue-limit`).
+    refused_legs: "refusedLegs",
     /// Requests refused with `draining`.
     refused_draining: "refusedDraining",
     /// Durable requests refused because there is no data directory.
@@ -74,8 +82,14 @@ counters! {
     connections_surplus: "connectionsSurplus",
     /// Connections closed because they said nothing whole in their first seconds.
     connections_mute: "connectionsMute",
-    /// Connections cut because they did not read what they were sent.
+    /// Connections closed because they did not read what they were sent (`--outbound-limit`).
     connections_slow: "connectionsSlow",
+    /// Times that a connection got no more deliveries because it was slow to read what it was sent.
+    connections_clogged: "connectionsClogged",
+    /// Times that a connection was not read for a while: it was clogged, or memory was short (`--memory`).
+    reads_held_back: "readsHeldBack",
+    /// Connections closed within a large message because memory stayed short (`--memory`).
+    connections_starved: "connectionsStarved",
     /// Connections closed after too long a silence.
     connections_silent: "connectionsSilent",
     /// Connections closed because another one took their session.
@@ -99,6 +113,7 @@ impl Counters {
             RefusalCause::Surplus => &mut self.connections_surplus,
             RefusalCause::Mute => &mut self.connections_mute,
             RefusalCause::Slow => &mut self.connections_slow,
+            RefusalCause::Starved => &mut self.connections_starved,
         } += 1;
     }
 }

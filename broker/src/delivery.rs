@@ -35,7 +35,7 @@ impl Broker {
             return;
         };
         let content = if last {
-            self.kept_bytes -= kept.content.len();
+            self.kept_bytes -= kept.content.uncounted_len();
             std::mem::take(&mut kept.content)
         } else {
             kept.content.clone()
@@ -59,6 +59,8 @@ impl Broker {
         leg: u32,
         turn: bool,
     ) -> Option<Key<Delivery>> {
+        #[cfg(feature = "planted-bugs")]
+        let turn = turn && !self.config.is_planted(crate::PlantedBug::WrongFairness);
         let handler = self.handlers.get_mut(key)?;
         let before = handler.held.len();
         let place = u32::try_from(before).unwrap_or(u32::MAX);
@@ -107,8 +109,9 @@ impl Broker {
             request_id: RequestId { boot, count: request.count },
             content,
         };
-        let conn = handler.conn;
+        let (conn, bytes) = (handler.conn, message.content.len());
         self.send(conn, ServerMessage::Deliver(message));
+        self.use_window(conn, bytes);
     }
 
     pub(crate) fn answer(&mut self, conn: ConnId, answer: &mut Answer) {
@@ -127,6 +130,10 @@ impl Broker {
             return self.send(conn, ServerMessage::Error(report));
         };
         self.settle(key, &delivery, answer);
+        #[cfg(feature = "planted-bugs")]
+        if self.config.is_planted(crate::PlantedBug::LostCredit) {
+            return;
+        }
         self.offer_credit(delivery.handler);
     }
 
@@ -375,7 +382,7 @@ impl Broker {
         self.timers.cancel(timer);
         let session = self.sessions.get_mut(ended.session);
         if let Some(kept) = kept.and_then(|kept| self.kept.remove(kept)) {
-            self.kept_bytes -= kept.content.len();
+            self.kept_bytes -= kept.content.uncounted_len();
             ended.tag = kept.tag;
         }
         if let Some(session) = session {

@@ -67,6 +67,21 @@ pub enum Input {
         /// Which.
         conn: ConnId,
     },
+    /// Much waits to be sent on a connection: its handlers get nothing more until [`Input::Unclogged`].
+    Clogged {
+        /// Which.
+        conn: ConnId,
+    },
+    /// A connection that was clogged or full has read most of what waited.
+    Unclogged {
+        /// Which.
+        conn: ConnId,
+    },
+    /// The driver does not read a connection for a while: it is clogged, or memory is short. It counts as heard.
+    HeldBack {
+        /// Which.
+        conn: ConnId,
+    },
     /// The driver has refused somebody, or broken off with them, before or without asking the core: it is counted here,
     /// beside what the core itself refuses.
     Refused {
@@ -93,6 +108,8 @@ pub enum RefusalCause {
     Mute,
     /// It does not read what it is sent.
     Slow,
+    /// It was within a large message, and memory stayed short.
+    Starved,
 }
 
 /// What to do. The driver does it in this order for each connection.
@@ -111,6 +128,12 @@ pub enum Output {
         conn: ConnId,
         /// Why.
         reason: CloseReason,
+    },
+    /// As much as [`Config::window_bytes`](crate::Config::window_bytes) has gone out to this connection's handlers, and they
+    /// get nothing more until [`Input::Unclogged`]. Say that at once if little of it still waits to be sent.
+    Full {
+        /// This connection.
+        conn: ConnId,
     },
     /// After [`Input::Drain`]: nothing is open any more.
     Drained,

@@ -26,8 +26,9 @@ impl Broker {
         assert_eq!(open, self.requests.len(), "open numbers = requests");
         let kept = self.requests.iter().filter(|(_, request)| request.kept.is_some()).count();
         assert_eq!(kept, self.kept.len(), "what is kept belongs to a request");
-        let contents: usize = self.kept.iter().map(|(_, kept)| kept.content.len()).sum();
-        let outcomes: usize = self.sessions.iter().map(|(_, session)| session.outcomes.bytes()).sum();
+        let contents: usize = self.kept.iter().map(|(_, kept)| kept.content.uncounted_len()).sum();
+        let outcomes: usize =
+            self.sessions.iter().map(|(_, session)| session.outcomes.uncounted_bytes()).sum();
         assert_eq!(contents + outcomes, self.kept_bytes, "what is kept is counted");
         for (key, request) in self.requests.iter() {
             let session = self.sessions.get(request.session);

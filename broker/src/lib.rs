@@ -59,6 +59,9 @@ mod state;
 mod tests;
 
 pub use broker::Broker;
+#[cfg(feature = "planted-bugs")]
+#[doc(hidden)]
+pub use config::PlantedBug;
 pub use config::{Config, Policy};
 pub use counters::Counters;
 pub use interface::{CloseReason, ConnId, Input, Output, RefusalCause, Speaks};

@@ -18,13 +18,12 @@ use std::collections::{BTreeSet, VecDeque};
 use bytes::{Bytes, BytesMut};
 use ringpost_protocol::{
     Code,
-    limits::MAX_SESSION_BYTES,
+    limits::{MAX_SESSION_BYTES, MIN_COUNTED_BYTES},
     message::{OpenState, Reply, Resume, ServerMessage},
 };
 
 use crate::{
     Broker, ConnId, Speaks,
-    accept::SHARED_BUFFER_BYTES,
     broker::Drain,
     slab::Key,
     state::{Request, Session, Timer},
@@ -40,6 +39,8 @@ const CHUNK_BYTES: usize = 8 << 10;
 pub(crate) struct Outcomes {
     kept: VecDeque<Reply>,
     bytes: usize,
+    /// Of these, what lies in large buffers that are counted where they are shared.
+    counted_bytes: usize,
     /// The sequence of the last one, kept or not.
     last: u64,
     /// The sequence of the last one that had to make room.
@@ -47,9 +48,9 @@ pub(crate) struct Outcomes {
 }
 
 impl Outcomes {
-    /// Bytes that it keeps.
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes
+    /// Bytes that it keeps, without those of large contents that are counted once for all.
+    pub(crate) fn uncounted_bytes(&self) -> usize {
+        self.bytes - self.counted_bytes
     }
 
     /// Keeps a copy of an outcome. How many older ones had to make room.
@@ -61,9 +62,10 @@ impl Outcomes {
             }
             reply.content.detach_into(chunk);
         } else {
-            reply.content.detach(SHARED_BUFFER_BYTES);
+            reply.content.detach(MIN_COUNTED_BYTES);
         }
         self.bytes += OUTCOME_BYTES + reply.content.len();
+        self.counted_bytes += reply.content.len() - reply.content.uncounted_len();
         self.kept.push_back(reply);
         let before = self.kept.len();
         while self.bytes > limit_bytes {
@@ -85,11 +87,12 @@ impl Outcomes {
     fn pop(&mut self) -> Option<Reply> {
         let oldest = self.kept.pop_front()?;
         self.bytes -= OUTCOME_BYTES + oldest.content.len();
+        self.counted_bytes -= oldest.content.len() - oldest.content.uncounted_len();
         Some(oldest)
     }
 
     fn clear(&mut self) {
-        (self.kept, self.bytes) = (VecDeque::new(), 0);
+        (self.kept, self.bytes, self.counted_bytes) = (VecDeque::new(), 0, 0);
     }
 
     pub(crate) fn check_invariants(&self, limit_bytes: usize) {
@@ -200,7 +203,7 @@ impl Broker {
     pub(crate) fn end_session(&mut self, key: Key<Session>) {
         self.abandon_those(key, |_, _| true);
         let Some(session) = self.sessions.remove(key) else { return };
-        self.kept_bytes -= session.outcomes.bytes;
+        self.kept_bytes -= session.outcomes.uncounted_bytes();
         if let Some(linger) = session.linger {
             self.counters.sessions_forgotten += 1;
             self.detached -= 1;
@@ -255,13 +258,17 @@ impl Broker {
         // What the client does not ask for any more, it gave up while it was away.
         self.abandon_all_but(key, &resume.open);
         let Some(session) = self.sessions.get_mut(key) else { return };
-        self.kept_bytes -= session.outcomes.bytes;
+        self.kept_bytes -= session.outcomes.uncounted_bytes();
         session.outcomes.acknowledge(resume.sequence);
-        self.kept_bytes += session.outcomes.bytes;
+        self.kept_bytes += session.outcomes.uncounted_bytes();
         session.caught_up = true;
         let with_outcome: BTreeSet<_> = session.outcomes.kept.iter().map(|reply| reply.number).collect();
         let incomplete = session.outcomes.dropped > resume.sequence;
         let state = |number: u64| {
+            #[cfg(feature = "planted-bugs")]
+            if self.config.is_planted(crate::PlantedBug::WrongResume) {
+                return OpenState::NeverSeen;
+            }
             if number >= session.next_number {
                 OpenState::NeverSeen
             } else if session.open.contains_key(&number) {
@@ -293,7 +300,7 @@ impl Broker {
     pub(crate) fn begin_anew(&mut self, key: Key<Session>) {
         let Some(session) = self.sessions.get_mut(key).filter(|session| !session.caught_up) else { return };
         session.caught_up = true;
-        self.kept_bytes -= session.outcomes.bytes;
+        self.kept_bytes -= session.outcomes.uncounted_bytes();
         session.outcomes.clear();
         self.abandon_all_but(key, &[]);
     }
@@ -301,9 +308,13 @@ impl Broker {
     pub(crate) fn acknowledge(&mut self, conn: ConnId, sequence: u64) {
         let key = self.connection(conn).and_then(|connection| connection.session);
         if let Some(session) = key.and_then(|key| self.sessions.get_mut(key)) {
-            self.kept_bytes -= session.outcomes.bytes;
+            #[cfg(feature = "planted-bugs")]
+            if self.config.is_planted(crate::PlantedBug::LeakedOutcome) {
+                return session.outcomes.acknowledge(sequence);
+            }
+            self.kept_bytes -= session.outcomes.uncounted_bytes();
             session.outcomes.acknowledge(sequence);
-            self.kept_bytes += session.outcomes.bytes;
+            self.kept_bytes += session.outcomes.uncounted_bytes();
         }
     }
 
@@ -314,11 +325,15 @@ impl Broker {
         reply.sequence = session.outcomes.last;
         if session.outlives {
             let limit = self.config.outcome_limit_bytes;
-            self.kept_bytes -= session.outcomes.bytes;
+            self.kept_bytes -= session.outcomes.uncounted_bytes();
             self.counters.outcomes_dropped += session.outcomes.keep(&reply, limit, &mut self.chunk);
-            self.kept_bytes += session.outcomes.bytes;
+            self.kept_bytes += session.outcomes.uncounted_bytes();
         }
         if let Some(conn) = session.listens() {
+            #[cfg(feature = "planted-bugs")]
+            if self.config.is_planted(crate::PlantedBug::DoubleOutcome) && reply.code.is_none() {
+                self.send(conn, ServerMessage::Reply(reply.clone()));
+            }
             self.send(conn, ServerMessage::Reply(reply));
         }
     }

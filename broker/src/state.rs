@@ -36,6 +36,10 @@ pub(crate) struct Connection {
     pub(crate) leaving: bool,
     /// `Close` was put out: nothing more is sent, and what it says is ignored.
     pub(crate) closing: bool,
+    /// Much waits to be sent on it, or may: nothing more is given to its handlers.
+    pub(crate) clogged: bool,
+    /// Bytes that may go out to its handlers before it counts as clogged.
+    pub(crate) window_bytes: usize,
     /// The version of the receivers that it was last told; `None` if it does not want to know.
     pub(crate) receivers_seen: Option<u64>,
     pub(crate) last_heard: Time,
@@ -103,6 +107,8 @@ pub(crate) struct Handler {
     pub(crate) retired: bool,
     /// It sits on something that it was called back from long ago. It gets nothing until it answers something.
     pub(crate) stuck: bool,
+    /// Its connection is slow to read: it gets nothing until that has caught up.
+    pub(crate) clogged: bool,
 }
 
 #[derive(Debug)]

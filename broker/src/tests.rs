@@ -25,6 +25,7 @@ struct Stage {
     sent: Vec<(ConnId, ServerMessage)>,
     closed: Vec<(ConnId, CloseReason)>,
     drained: bool,
+    full: Vec<ConnId>,
     connections: u32,
 }
 
@@ -32,7 +33,15 @@ impl Stage {
     fn new(config: Config) -> Self {
         let now = Now { mono: Time::from_micros(1_000_000), wall_ms: 1_700_000_000_000 };
         let broker = Broker::new(Config { boot: 7, hash_seed: 1, ..config });
-        Self { broker, now, sent: Vec::new(), closed: Vec::new(), drained: false, connections: 0 }
+        Self {
+            broker,
+            now,
+            sent: Vec::new(),
+            closed: Vec::new(),
+            drained: false,
+            full: Vec::new(),
+            connections: 0,
+        }
     }
 
     fn input(&mut self, input: Input) {
@@ -46,6 +55,7 @@ impl Stage {
             match output {
                 Output::Send { conn, message } => self.sent.push((conn, message)),
                 Output::Close { conn, reason } => self.closed.push((conn, reason)),
+                Output::Full { conn } => self.full.push(conn),
                 Output::Drained => self.drained = true,
             }
         }

@@ -115,7 +115,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "DURATION", env = "RINGPOST_PING_INTERVAL", value_parser = duration)]
     ping_interval: Option<Duration>,
 
-    /// Bytes of waiting requests and kept outcomes, in all queues and sessions together [default: 1GiB]
+    /// Bytes of all messages that are held: half received, waiting, kept, on their way out [default: 1GiB]
     #[arg(long, value_name = "SIZE", env = "RINGPOST_MEMORY", value_parser = size)]
     memory: Option<u64>,
 

@@ -6,6 +6,8 @@ use std::{
     net::{Shutdown, SocketAddr},
     os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
     rc::Rc,
+    thread,
+    time::{Duration, Instant},
 };
 
 use io_uring::{opcode, types::Fd};
@@ -69,6 +71,11 @@ pub enum AcceptError {
     Other(#[source] io::Error),
 }
 
+/// How long a port that is taken is tried again. The kernel closes a ring's sockets some time after the process that had it
+/// was killed (20 ms with a thousand connections): who restarts a server at once must not be told that the port is taken.
+const TAKEN_TIME: Duration = Duration::from_secs(2);
+const TAKEN_PAUSE: Duration = Duration::from_millis(10);
+
 /// A listening TCP socket. Clones are the same one; the socket is closed with the last of them.
 #[derive(Debug, Clone)]
 pub struct Listener {
@@ -85,10 +92,12 @@ impl Listener {
     /// Listens on an address; port 0 takes a free one. `backlog`: connections that may wait to be accepted (the kernel
     /// cuts it to `net.core.somaxconn`). An IPv6 address means IPv6 only, so that `0.0.0.0` and `[::]` go together.
     ///
+    /// It blocks while the port is taken, for up to two seconds: a server that was killed a moment ago still has it.
+    ///
     /// # Errors
     /// [`BindError`], which says what to do.
     pub fn bind(address: SocketAddr, backlog: u32) -> Result<Self, BindError> {
-        let listen = || {
+        let listen = || -> io::Result<Socket> {
             let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
             // A restarted server must not wait for the last one's connections in TIME_WAIT.
             socket.set_reuse_address(true)?;
@@ -99,7 +108,15 @@ impl Listener {
             socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
             Ok(socket)
         };
-        let socket = listen().map_err(|cause| BindError { address, cause })?;
+        let until = Instant::now() + TAKEN_TIME;
+        let socket = loop {
+            match listen() {
+                Err(cause) if cause.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
+                    thread::sleep(TAKEN_PAUSE);
+                }
+                result => break result.map_err(|cause| BindError { address, cause })?,
+            }
+        };
         Ok(Self { shared: Rc::new(Shared { socket: socket.into(), closed: Cell::new(false) }) })
     }
 
@@ -172,6 +189,19 @@ impl Listener {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A port that another process is about to let go is waited for.
+    #[test]
+    fn a_port_is_let_go() {
+        let last = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = last.local_addr().unwrap();
+        let end = thread::spawn(move || {
+            thread::sleep(5 * TAKEN_PAUSE);
+            drop(last);
+        });
+        assert_eq!(Listener::bind(address, 8).unwrap().local_addr().unwrap(), address);
+        end.join().unwrap();
+    }
 
     /// Each way in which a bind fails names the address and says what to do.
     #[test]

@@ -32,6 +32,11 @@ impl Default for ReadSize {
 }
 
 impl ReadSize {
+    /// The size of the allocation behind the buffer, or a little more.
+    pub fn allocated_bytes(&self) -> usize {
+        self.allocated
+    }
+
     /// Learns from a read that brought `read` bytes into `offered` bytes of room.
     pub fn observe(&mut self, read: usize, offered: usize) {
         if read >= offered && offered >= self.bytes {

@@ -1,6 +1,7 @@
 //! A TCP connection.
 
 use std::{
+    cell::Cell,
     io,
     net::SocketAddr,
     os::fd::{AsRawFd, OwnedFd},
@@ -15,8 +16,11 @@ use socket2::{SockRef, TcpKeepalive};
 
 use crate::operation::submit;
 
-/// The most that one system call is asked to move: the kernel's own limit (`MAX_RW_COUNT`) is just below 2 GiB.
-const MAX_TRANSFER_BYTES: usize = 1 << 30;
+/// The most that one read is asked to bring: the kernel's own limit (`MAX_RW_COUNT`) is just below 2 GiB.
+const MAX_READ_BYTES: usize = 1 << 30;
+/// The most that one write is asked to send: a slow peer's progress is to be seen, and a system call for each MiB is not
+/// felt.
+const MAX_WRITE_BYTES: usize = 1 << 20;
 
 /// A TCP connection. Clones are the same one; the socket is closed with the last of them.
 ///
@@ -25,11 +29,12 @@ const MAX_TRANSFER_BYTES: usize = 1 << 30;
 #[derive(Debug, Clone)]
 pub struct Stream {
     socket: Rc<OwnedFd>,
+    written: Rc<Cell<u64>>,
 }
 
 impl Stream {
     pub(crate) fn new(socket: OwnedFd) -> Self {
-        Self { socket: Rc::new(socket) }
+        Self { socket: Rc::new(socket), written: Rc::default() }
     }
 
     /// Takes over a connected socket.
@@ -48,7 +53,7 @@ impl Stream {
             if spare.is_empty() {
                 return (Err(io::ErrorKind::InvalidInput.into()), buffer);
             }
-            let length = spare.len().min(MAX_TRANSFER_BYTES) as u32;
+            let length = spare.len().min(MAX_READ_BYTES) as u32;
             let entry =
                 opcode::Recv::new(Fd(self.socket.as_raw_fd()), spare.as_mut_ptr().cast(), length).build();
             // SAFETY: the buffer's heap memory does not move with it, and it is lent together with the socket.
@@ -78,7 +83,7 @@ impl Stream {
         while let Some(rest) = buffer.as_ref().get(sent..)
             && !rest.is_empty()
         {
-            let length = rest.len().min(MAX_TRANSFER_BYTES) as u32;
+            let length = rest.len().min(MAX_WRITE_BYTES) as u32;
             let entry =
                 opcode::Send::new(Fd(self.socket.as_raw_fd()), rest.as_ptr(), length).flags(flags).build();
             // SAFETY: `StableBytes` promises that the bytes stay where they are, and they are lent with the socket.
@@ -86,12 +91,20 @@ impl Stream {
             buffer = lent;
             match result {
                 Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), buffer),
-                Ok(written) => sent += written as usize,
+                Ok(written) => {
+                    sent += written as usize;
+                    self.written.set(self.written.get() + u64::from(written));
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return (Err(error), buffer),
             }
         }
         (Ok(()), buffer)
+    }
+
+    /// Bytes that the system has taken so far, those of a write in flight too: whether the peer reads.
+    pub fn written_bytes(&self) -> u64 {
+        self.written.get()
     }
 
     /// Ends one half or both. What is pending on it completes. Of a connection that is gone already, nothing is left

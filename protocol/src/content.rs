@@ -2,6 +2,8 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use crate::Gauge;
+
 /// A part of a [`Content`]'s buffer: from `start` up to, not including, `end`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Span {
@@ -54,6 +56,7 @@ pub struct Content {
     headers: Span,
     payload: Span,
     json: bool,
+    counted: bool,
 }
 
 impl Content {
@@ -72,7 +75,7 @@ impl Content {
         for span in [name, tag, options, headers, payload] {
             assert!(span.start <= span.end && span.end as usize <= bytes.len());
         }
-        Self { bytes, name, tag, options, headers, payload, json: false }
+        Self { bytes, name, tag, options, headers, payload, json: false, counted: false }
     }
 
     /// Content with only a payload. The buffer is shared, not copied.
@@ -92,7 +95,8 @@ impl Content {
         };
         let (name, options, headers, payload) =
             (append(name), append(options), append(headers), append(payload));
-        Self { bytes: buffer.into(), name, tag: Span::default(), options, headers, payload, json: false }
+        let bytes = buffer.into();
+        Self { bytes, name, options, headers, payload, ..Self::default() }
     }
 
     /// The same content, known to hold JSON: the JSON decoder has parsed its payload and its options.
@@ -174,12 +178,28 @@ impl Content {
         let mut own = Vec::with_capacity(self.len());
         self.copy_parts(&mut own);
         self.bytes = own.into();
+        self.counted = false;
+    }
+
+    /// Lets a gauge count the shared buffer, if that is as large as `least_bytes`: once for all who hold parts of it.
+    #[inline]
+    pub fn count_large(&mut self, least_bytes: usize, gauge: &Gauge) {
+        if self.bytes.len() >= least_bytes && !self.counted {
+            self.bytes = gauge.count(std::mem::take(&mut self.bytes));
+            self.counted = true;
+        }
+    }
+
+    /// Bytes of all parts, or 0 where a gauge counts the buffer that they are in.
+    pub fn uncounted_len(&self) -> usize {
+        if self.counted { 0 } else { self.len() }
     }
 
     /// Moves the parts to the end of a buffer that is filled by many messages.
     pub fn detach_into(&mut self, chunk: &mut BytesMut) {
         self.copy_parts(chunk);
         self.bytes = chunk.split().freeze();
+        self.counted = false;
     }
 
     /// Copies part by part into an empty buffer: a JSON object may have much between them that nobody reads.

@@ -21,9 +21,11 @@ pub mod json;
 pub mod limits;
 pub mod message;
 mod outgoing;
+mod pinned;
 pub mod time;
 
 pub use code::{Code, Status};
 pub use content::{BadHeaders, Content, Headers, Span, encode_headers};
 pub use error::WireError;
 pub use outgoing::{Outgoing, Segment};
+pub use pinned::Gauge;

@@ -40,6 +40,10 @@ pub const MAX_JSON_DEPTH: usize = 64;
 /// Below it one copy (about 1 µs for 16 KiB) is cheaper than a further segment in the send.
 pub const MIN_SHARED_BYTES: usize = 16 << 10;
 
+/// A message at least this long is read into a buffer of its own, which is shared by all who keep the message, and counted
+/// once. What is kept of a smaller one is copied out of the read buffer, which is shared with others.
+pub const MIN_COUNTED_BYTES: usize = 64 << 10;
+
 /// Open numbers and held deliveries that one `resume` may list.
 pub const MAX_RESUME_NUMBERS: usize = 1 << 20;
 

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use crate::limits::MIN_SHARED_BYTES;
+use crate::limits::{MIN_COUNTED_BYTES, MIN_SHARED_BYTES};
 
 /// A run of bytes that is sent by one system call.
 #[derive(Debug)]
@@ -13,6 +13,17 @@ pub enum Segment {
     Owned(Vec<u8>),
     /// A payload that stays where it was received.
     Shared(Bytes),
+}
+
+impl Segment {
+    /// Bytes that only this segment holds, or pins in a buffer that is not counted elsewhere.
+    pub fn own_bytes(&self) -> usize {
+        match self {
+            Self::Owned(bytes) => bytes.len(),
+            Self::Shared(bytes) if bytes.len() < MIN_COUNTED_BYTES => bytes.len(),
+            Self::Shared(_) => 0,
+        }
+    }
 }
 
 impl AsRef<[u8]> for Segment {
@@ -29,6 +40,8 @@ impl AsRef<[u8]> for Segment {
 pub struct Outgoing {
     sealed: VecDeque<Segment>,
     sealed_bytes: usize,
+    /// Of these, the segments' own.
+    sealed_own_bytes: usize,
     tail: Vec<u8>,
 }
 
@@ -49,22 +62,32 @@ impl Outgoing {
             self.tail.extend_from_slice(payload);
         } else {
             self.seal();
-            self.sealed_bytes += payload.len();
-            self.sealed.push_back(Segment::Shared(share()));
+            self.put_in_line(Segment::Shared(share()));
         }
     }
 
     /// Ends the current segment: what follows is sent by a system call of its own.
     pub fn seal(&mut self) {
         if !self.tail.is_empty() {
-            self.sealed_bytes += self.tail.len();
-            self.sealed.push_back(Segment::Owned(std::mem::take(&mut self.tail)));
+            let tail = std::mem::take(&mut self.tail);
+            self.put_in_line(Segment::Owned(tail));
         }
+    }
+
+    fn put_in_line(&mut self, segment: Segment) {
+        self.sealed_bytes += segment.as_ref().len();
+        self.sealed_own_bytes += segment.own_bytes();
+        self.sealed.push_back(segment);
     }
 
     /// Bytes that wait.
     pub fn len(&self) -> usize {
         self.sealed_bytes + self.tail.len()
+    }
+
+    /// Bytes that wait, without large payloads: those are [counted](crate::Gauge) once for all who hold them.
+    pub fn own_bytes(&self) -> usize {
+        self.sealed_own_bytes + self.tail.len()
     }
 
     /// Whether nothing waits.
@@ -76,6 +99,7 @@ impl Outgoing {
     pub fn pop(&mut self, spare: impl FnOnce() -> Vec<u8>) -> Option<Segment> {
         if let Some(segment) = self.sealed.pop_front() {
             self.sealed_bytes -= segment.as_ref().len();
+            self.sealed_own_bytes -= segment.own_bytes();
             return Some(segment);
         }
         if self.tail.is_empty() {
@@ -114,6 +138,7 @@ mod tests {
         out.seal();
         out.tail().extend_from_slice(b"next");
         assert_eq!(out.len(), 4 + MIN_SHARED_BYTES + 5 + 4);
+        assert_eq!(out.own_bytes(), out.len(), "it is shared, but too small to be counted elsewhere");
         assert!(matches!(out.pop(Vec::new), Some(Segment::Owned(bytes)) if bytes == b"head"));
         assert!(
             matches!(out.pop(Vec::new), Some(Segment::Shared(bytes)) if bytes.as_ptr() == large.as_ptr())

@@ -86,7 +86,8 @@ pub struct Config {
     /// The timeout of a binary client's request that names none. Default 10 s.
     #[serde(with = "units::duration")]
     pub default_timeout: Duration,
-    /// How many bytes may wait to be sent on one connection before it is closed as too slow. Default 64 MiB.
+    /// How many bytes may wait to be sent on one connection before it is closed as too slow. From half of it on its handlers
+    /// get nothing more; if it then reads nothing for three times `ping-interval`, it is closed too. Default 64 MiB.
     #[serde(with = "units::size")]
     pub outbound_limit: u64,
     /// The time in which a new connection must say its first message. Default 5 s.
@@ -95,7 +96,10 @@ pub struct Config {
     /// Silence after which a client is asked whether it is there; it is lost after three times that. Default 5 s.
     #[serde(with = "units::duration")]
     pub ping_interval: Duration,
-    /// Bytes of contents and outcomes that are kept beyond their turn, in all queues and sessions together. Default 1 GiB.
+    /// Bytes of all messages that are held: half received, queued, kept for another attempt or a reconnect, on their way out.
+    /// A quarter of it is for large messages that are half received: beyond it they wait, and after 5 s one is given up. Once
+    /// the rest is used up, sockets are read only once a second, and requests are refused. At least four times `max-payload`
+    /// and what else a frame can have. Default 1 GiB.
     #[serde(with = "units::size")]
     pub memory: u64,
     /// Broadcasts that may wait for one handler's credit; the next one's leg is refused. Default 16.
@@ -239,9 +243,14 @@ impl Config {
                 )
             },
         )?;
-        check("outbound-limit", self.outbound_limit, self.outbound_limit >= largest_frame, || {
+        check("memory", self.memory, self.memory >= 4 * largest_frame, || {
+            format!("at least {} (four times max-payload and a frame's other parts)", 4 * largest_frame)
+        })?;
+        check("outbound-limit", self.outbound_limit, self.outbound_limit >= 2 * largest_frame, || {
             format!(
-                "at least {largest_frame} (max-payload and a frame's other parts), or the largest could never be sent"
+                "at least {} (twice max-payload and a frame's other parts), or one large message behind another would \
+                 be too much",
+                2 * largest_frame
             )
         })?;
         check("max-connections", self.max_connections.unwrap_or(1), self.max_connections != Some(0), || {
@@ -288,6 +297,7 @@ impl Config {
             max_ttl: self.max_ttl,
             ping_interval: self.ping_interval,
             memory_bytes: usize::try_from(self.memory).unwrap_or(usize::MAX),
+            window_bytes: usize::try_from(self.outbound_limit / 4).unwrap_or(usize::MAX),
             leg_queue_limit: self.leg_queue_limit,
             stuck_after: self.stuck_after,
             session_linger: self.session_linger,
@@ -379,6 +389,7 @@ mod tests {
             ("max-payload = \"2GiB\"", "max-payload = 2147483648: must be 1 byte to 1GiB"),
             ("listen = []", "listen = []: must be at least one address"),
             ("id = \"\"", "id = \"\": must be 1 to 255 bytes"),
+            ("memory = \"20MiB\"", "memory = 20971520: must be at least"),
             ("outbound-limit = 1", "outbound-limit = 1: must be at least"),
             ("max-connections = 0", "max-connections = 0: must be at least 1"),
             ("ping-interval = 0", "ping-interval = 0ns: must be 1ms to 49d"),

@@ -7,6 +7,8 @@ use ringpost_broker::ConnId;
 use ringpost_io::{event::Event, stream::Stream};
 use ringpost_protocol::{Outgoing, dialect::ServerCodec, time::Time};
 
+use crate::shard::HeldBytes;
+
 /// How far a connection's life has come. It only moves forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
@@ -39,6 +41,24 @@ pub(crate) struct Connection {
     pub(crate) known: bool,
     /// One more than are allowed: it is only told so.
     pub(crate) surplus: bool,
+    /// Since when much waits to be sent on it, as bytes that had been sent by then.
+    pub(crate) clogged: Option<u64>,
+    /// Wakes the reader when it is held back for no reason any more.
+    pub(crate) relief: Rc<Event>,
+    /// Since when a large message has been coming.
+    pub(crate) coming_since: Option<Time>,
+    /// Since when that has been waiting for room.
+    pub(crate) starving_since: Option<Time>,
+    /// Bytes of the buffer that is read into.
+    pub(crate) buffer_bytes: usize,
+    /// Bytes that are being written.
+    pub(crate) in_flight: usize,
+    /// Of these, those that are in no large buffer, which is counted elsewhere.
+    pub(crate) in_flight_own: usize,
+    /// What was counted of it last.
+    pub(crate) counted: HeldBytes,
+    /// It was too slow to read, and was told so.
+    pub(crate) given_up: bool,
     /// Segments that went out while a list of receivers waited.
     pub(crate) overtaken: u8,
 }
@@ -56,6 +76,15 @@ impl Connection {
             greeted: false,
             known: false,
             surplus,
+            clogged: None,
+            relief: Rc::default(),
+            coming_since: None,
+            starving_since: None,
+            buffer_bytes: 0,
+            in_flight: 0,
+            in_flight_own: 0,
+            given_up: false,
+            counted: HeldBytes::default(),
             overtaken: 0,
         }
     }

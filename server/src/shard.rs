@@ -1,6 +1,7 @@
 //! The core, the connections around it, and the turn. Nothing in here waits.
 
 mod ending;
+mod memory;
 mod traffic;
 
 use std::{
@@ -20,6 +21,7 @@ use ringpost_protocol::{
     time::{Now, Time},
 };
 
+pub(crate) use self::memory::{HeldBytes, MayRead};
 use crate::{
     Config,
     buffers::Buffers,
@@ -75,6 +77,14 @@ struct State {
     surplus_lines: Throttle,
     /// Lines about connections that do not read.
     slow_lines: Throttle,
+    /// Lines about connections that ended within a large message.
+    starved_lines: Throttle,
+    /// Clogged connections, to be looked at again.
+    clogged: Waiting,
+    /// Wakes the readers that are held back because memory is short.
+    held_back: Vec<Rc<Event>>,
+    /// What all connections hold.
+    bytes: HeldBytes,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,6 +139,10 @@ impl Shard {
             leaving: Leaving::No,
             surplus_lines: Throttle::default(),
             slow_lines: Throttle::default(),
+            starved_lines: Throttle::default(),
+            clogged: Waiting::new(config.ping_interval * 3),
+            held_back: Vec::new(),
+            bytes: HeldBytes::default(),
             config,
         };
         Self {
@@ -214,7 +228,7 @@ impl Shard {
         self.turn(|state, now| {
             state.lose(conn, now);
             state.act(now);
-            state.connections.remove(conn);
+            state.remove(conn);
             tracing::debug!(%conn, "closed");
         });
         self.end_if_last();
@@ -236,6 +250,7 @@ impl Shard {
             connection.append_receivers(&mut state.parser, &mut state.buffers);
         }
         if let Some(segment) = connection.out.pop(Vec::new) {
+            (connection.in_flight, connection.in_flight_own) = (segment.as_ref().len(), segment.own_bytes());
             connection.overtaken =
                 connection.overtaken.saturating_add(u8::from(connection.receivers.is_some()));
             return NextWrite::Write(segment);
@@ -244,9 +259,21 @@ impl Shard {
     }
 
     /// A segment was sent: its buffer can be used again.
-    pub(crate) fn written(&self, segment: Segment) {
-        if let Segment::Owned(buffer) = segment {
-            self.state.borrow_mut().buffers.give_back(buffer);
+    pub(crate) fn written(&self, conn: ConnId, segment: Segment) {
+        let mut clogged = false;
+        {
+            let state = &mut *self.state.borrow_mut();
+            if let Segment::Owned(buffer) = segment {
+                state.buffers.give_back(buffer);
+            }
+            if let Some(connection) = state.connections.get_mut(conn) {
+                (connection.in_flight, connection.in_flight_own) = (0, 0);
+                connection.recount(&mut state.bytes);
+                clogged = connection.clogged.is_some();
+            }
+        }
+        if clogged {
+            self.turn(|state, now| state.check_clogged(conn, now));
         }
     }
 
@@ -270,8 +297,10 @@ impl Shard {
             if let Some(connection) = state.connections.get_mut(conn) {
                 connection.dirty = false;
                 connection.wake.set();
+                connection.recount(&mut state.bytes);
             }
         }
+        state.relieve();
         state.now = None;
         if state.next_deadline().is_some_and(|deadline| deadline < self.armed.get()) {
             self.rearm.set();

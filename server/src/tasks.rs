@@ -14,10 +14,12 @@ use ringpost_io::{
 };
 
 use crate::{
-    shard::{NextRead, NextWrite, Shard},
+    shard::{MayRead, NextRead, NextWrite, Shard},
     throttle::Throttle,
 };
 
+/// How long a connection is not read when memory is short or it is clogged, unless that is over before.
+const HOLD_TIME: Duration = Duration::from_secs(1);
 /// How long to wait when there is no room for one more connection.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
@@ -56,6 +58,16 @@ async fn read(shard: &Shard, conn: ConnId, stream: &Stream) {
     let (mut size, mut buffer, mut missing) = (ReadSize::default(), BytesMut::new(), 0);
     loop {
         size.prepare(&mut buffer, missing);
+        loop {
+            match shard.may_read(conn, size.allocated_bytes(), buffer.len()) {
+                MayRead::Now => break,
+                MayRead::After(relief) => {
+                    clock::within(HOLD_TIME, relief.wait()).await;
+                    break;
+                }
+                MayRead::NotYet => clock::sleep(HOLD_TIME).await,
+            }
+        }
         let offered = buffer.capacity() - buffer.len();
         let (read, filled) = stream.read(buffer).await;
         buffer = filled;
@@ -88,7 +100,7 @@ async fn write(shard: Rc<Shard>, conn: ConnId, stream: Stream, wake: Rc<Event>) 
             NextWrite::End => return shard.flushed(conn),
             NextWrite::Write(segment) => {
                 let (written, segment) = stream.write_all(segment).await;
-                shard.written(segment);
+                shard.written(conn, segment);
                 if let Err(error) = written {
                     tracing::debug!(%conn, %error, "lost");
                     return shard.lost(conn);

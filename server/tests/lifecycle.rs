@@ -158,36 +158,12 @@ fn silence_at_the_beginning_is_limited() {
     assert_eq!(handler.hear_a("pong")["action"], "pong");
 }
 
-/// A client that reads nothing is cut off at the bound, and the others are served.
-#[test]
-fn slow_consumers_are_cut_off() {
-    let _alone = alone();
-    let mut config = Config::default();
-    config.listen = vec!["127.0.0.1:0".parse().unwrap()];
-    config.max_payload = 1 << 20;
-    config.outbound_limit = 2 << 20;
-    let server = Server::builder().config(config).start().unwrap();
-    let (mut deaf, mut other) = (Binary::connect(&server), Binary::connect(&server));
-    deaf.register("deaf");
-    let payload = vec![7; 1 << 20];
-    // Of 64 requests of 1 MiB the sockets' buffers hold a few, and the server may hold 2 MiB.
-    for number in 1..=64 {
-        other.request(number, "deaf", &payload);
-    }
-    for _ in 1..=64 {
-        let ServerMessage::Reply(reply) = other.hear() else { panic!("no reply") };
-        assert!(matches!(reply.code, Some(Code::HandlerLost | Code::NoHandler)), "{:?}", reply.code);
-    }
-}
-
 /// What the driver refuses by itself is counted beside what the core refuses, and `$sys.stats` shows it.
 #[test]
 fn refusals_are_counted() {
     let _alone = alone();
     let mut config = Config::default();
     config.listen = vec!["127.0.0.1:0".parse().unwrap()];
-    config.max_payload = 1 << 20;
-    config.outbound_limit = 2 << 20;
     config.max_connections = Some(3);
     config.handshake_timeout = Duration::from_millis(200);
     let server = Server::builder().config(config).start().unwrap();
@@ -197,15 +173,7 @@ fn refusals_are_counted() {
     until_closed(&mut stranger);
     drop(stranger);
     until_closed(&mut connect(&server));
-    let mut deaf = Binary::connect(&server);
-    deaf.register("deaf");
-    for number in 1..=64 {
-        asking.request(number, "deaf", &[7; 1 << 20]);
-    }
-    for _ in 1..=64 {
-        assert!(matches!(asking.hear(), ServerMessage::Reply(_)));
-    }
-    let mut number = 64;
+    let mut number = 0;
     let mut total = |name: &str| {
         number += 1;
         asking.request(number, "$sys.stats", b"null");
@@ -215,7 +183,6 @@ fn refusals_are_counted() {
     };
     assert_eq!(total("connectionsUnreadable"), 1);
     assert_eq!(total("connectionsMute"), 1);
-    assert_eq!(total("connectionsSlow"), 1);
     let _others: Vec<_> = (0..3)
         .map(|_| {
             let mut other = Json::connect(&server);

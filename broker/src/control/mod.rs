@@ -11,6 +11,7 @@
 use bytes::Bytes;
 use ringpost_protocol::{
     Code, Content,
+    limits::MIN_COUNTED_BYTES,
     message::{Request as Asked, RequestFlags},
 };
 
@@ -33,10 +34,11 @@ impl Broker {
         speaks: Speaks,
         asked: &Asked,
     ) {
-        let (code, content) = match self.control(&asked.content) {
+        let (code, mut content) = match self.control(&asked.content) {
             Ok(text) => (None, Content::from_payload(text)),
             Err((code, message)) => (Some(code), Content::from_payload(message)),
         };
+        content.count_large(MIN_COUNTED_BYTES, &self.large);
         if code.is_none() && asked.flags.has(RequestFlags::SEND) {
             self.accept_send(session, speaks, asked.number);
         } else {

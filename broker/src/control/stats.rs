@@ -25,6 +25,11 @@ impl Broker {
             ("queuedRequests", queued as u64),
             ("queuedBytes", queued_bytes as u64),
             ("keptBytes", self.kept_bytes as u64),
+            ("largeBytes", self.large.bytes() as u64),
+            ("driverBytes", self.driver_bytes as u64),
+            ("halfReceivedBytes", self.half_received_bytes as u64),
+            ("memoryBytes", (self.memory_used() + self.half_received_bytes) as u64),
+            ("memoryLimitBytes", self.config.memory_bytes as u64),
         ];
         let mut text = b"{\"serverId\":".to_vec();
         json::write_string(self.config.server_id.as_bytes(), &mut text);

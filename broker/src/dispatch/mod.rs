@@ -40,6 +40,7 @@ impl Broker {
             legs,
             retired: false,
             stuck: false,
+            clogged: self.connection(conn).is_some_and(|connection| connection.clogged),
         });
         if let Some(connection) = self.connection_mut(conn) {
             connection.handlers.push(key);
@@ -56,7 +57,10 @@ impl Broker {
     pub(crate) fn set_credit(&mut self, key: Key<Handler>, credit: u32) {
         if let Some(handler) = self.handlers.get_mut(key) {
             handler.credit = credit;
-            self.displace(key);
+            // One that has some left keeps its turn.
+            if !handler.has_credit() {
+                self.displace(key);
+            }
             self.offer_credit(key);
         }
     }
@@ -97,6 +101,10 @@ impl Broker {
         }
         for (request, leg) in handler.legs {
             self.end_waiting_leg(request, leg);
+        }
+        #[cfg(feature = "planted-bugs")]
+        if self.config.is_planted(crate::PlantedBug::LostAttempt) {
+            again.clear();
         }
         // The action may have been left by all, and registered anew since, when the handler was retired.
         let mut heir = handler.action;
@@ -157,6 +165,8 @@ impl Broker {
         let queue = &mut action_entry.queue;
         queue.waiting += 1;
         queue.bytes += request.content_bytes as usize;
+        #[cfg(feature = "planted-bugs")]
+        let at_head = at_head || self.config.is_planted(crate::PlantedBug::LastFirst);
         if at_head { queue.line.push_front(key) } else { queue.line.push_back(key) }
     }
 
@@ -313,7 +323,7 @@ pub(crate) const HANDLER_LOST: &str = "the handler's connection was lost before 
 
 impl Handler {
     pub(crate) fn has_credit(&self) -> bool {
-        !self.retired && !self.stuck && self.held.len() < self.credit as usize
+        !self.retired && !self.stuck && !self.clogged && self.held.len() < self.credit as usize
     }
 }
 

@@ -238,6 +238,7 @@ impl World {
                     let peer = self.peers.get_mut(&conn).expect("who is closed was there");
                     assert!(!std::mem::replace(&mut peer.ending, true), "{conn} is closed once");
                 }
+                Output::Full { .. } => panic!("there is no bound"),
                 Output::Drained => assert_eq!(self.broker.open_requests(), 0),
             }
             self.broker.check_invariants();

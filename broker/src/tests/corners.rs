@@ -221,6 +221,21 @@ fn credit_changes() {
     assert_eq!(stage.deliveries(handler).len(), 1);
 }
 
+/// A handler that changes its credit, and has some before and after, keeps its turn.
+#[test]
+fn a_change_of_credit_keeps_the_turn() {
+    let mut stage = Stage::new(Config::default());
+    let (first, second) = (stage.handler("sum", 4), stage.handler("sum", 4));
+    let requester = stage.connect(Speaks::Binary);
+    stage.say(first, ClientMessage::Credit { registration: 1, credit: 3 });
+    for number in 1..=4 {
+        stage.request(requester, number, |_| {});
+        stage.say(second, ClientMessage::Credit { registration: 1, credit: 3 + (number % 2) as u32 });
+    }
+    let mut numbers = |conn| stage.deliveries(conn).iter().map(|it| it.request_id.count).collect::<Vec<_>>();
+    assert_eq!((numbers(first), numbers(second)), (vec![1, 3], vec![2, 4]));
+}
+
 /// A session that is taken over keeps its requests and loses its handlers. A taker that does not resume begins anew.
 #[test]
 fn taken_over_in_flight() {
@@ -305,10 +320,11 @@ fn extreme_values() {
     assert_eq!(stage.codes(requester), [(1, Some(Code::HandlerLost))]);
 }
 
-/// What is kept, queued or for a further attempt, is bounded over all actions; what goes through at once is not kept.
+/// What is kept, queued or for a further attempt, is bounded over all actions by three quarters of the budget; what goes
+/// through at once is not kept.
 #[test]
 fn memory_is_bounded() {
-    let mut stage = Stage::new(Config { memory_bytes: 100, ..Config::default() });
+    let mut stage = Stage::new(Config { memory_bytes: 160, ..Config::default() });
     let (handler, requester) = (stage.handler("sum", 2), stage.connect(Speaks::Binary));
     let big = |request: &mut Request| {
         request.content = Content::from_parts(b"sum", b"", b"", &[b'1'; 80]);
@@ -326,4 +342,92 @@ fn memory_is_bounded() {
     stage.answer(handler, held[0].delivery, Verdict::Reply);
     stage.request(requester, 4, big);
     assert_eq!(stage.deliveries(handler).len(), 1);
+}
+
+/// What waits while a connection is clogged is shared by all its handlers when it is not any more.
+#[test]
+fn handlers_that_are_unclogged_share() {
+    let mut stage = Stage::new(Config { policy: Policy::LeastBusy, ..Config::default() });
+    let (conn, requester) = (stage.handler("sum", 4), stage.connect(Speaks::Binary));
+    stage.register(conn, 2, "sum", 4);
+    stage.input(Input::Clogged { conn });
+    for number in 1..=4 {
+        stage.request(requester, number, |_| {});
+    }
+    assert!(stage.deliveries(conn).is_empty(), "clogged");
+    stage.input(Input::Unclogged { conn });
+    let registrations: Vec<_> = stage.deliveries(conn).iter().map(|it| it.registration).collect();
+    assert_eq!(registrations, [1, 2, 1, 2]);
+}
+
+/// A server that leaves takes no new handlers, but those that it has may still change their credit, in both dialects.
+#[test]
+fn credit_changes_while_draining() {
+    for speaks in [Speaks::Binary, Speaks::Json] {
+        let mut stage = Stage::new(Config::default());
+        let (handler, requester) = (stage.connect(speaks), stage.connect(Speaks::Binary));
+        let registration = u32::from(speaks == Speaks::Binary);
+        stage.register(handler, registration, "sum", 1);
+        stage.request(requester, 1, |_| {});
+        stage.request(requester, 2, |_| {});
+        assert_eq!(stage.deliveries(handler).len(), 1);
+        stage.input(Input::Drain { grace_ms: 1000 });
+        match speaks {
+            Speaks::Binary => stage.say(handler, ClientMessage::Credit { registration, credit: 2 }),
+            Speaks::Json => stage.register(handler, 0, "sum", 2),
+        }
+        assert_eq!(stage.deliveries(handler).len(), 1, "{speaks:?}");
+    }
+}
+
+/// Large messages count once, for as long as anybody holds a part of them, and what the driver holds counts too.
+#[test]
+fn all_that_is_held_counts() {
+    let mut stage = Stage::new(Config { memory_bytes: 400_000, ..Config::default() });
+    let handlers = [stage.handler("sum", 2), stage.handler("sum", 2)];
+    let requester = stage.connect(Speaks::Binary);
+    let payload = vec![b'1'; 100_000];
+    let large = |request: &mut Request| {
+        request.flags = RequestFlags::BROADCAST;
+        request.content = Content::from_parts(b"sum", b"", b"", &payload);
+    };
+    stage.request(requester, 1, large);
+    let held = handlers.map(|handler| stage.deliveries(handler).remove(0));
+    assert_eq!(stage.broker.memory_used(), 100_003, "one buffer, for both legs");
+    for (handler, deliver) in handlers.into_iter().zip(held) {
+        stage.answer(handler, deliver.delivery, Verdict::Reply);
+    }
+    assert_eq!(stage.broker.memory_used(), 0);
+    stage.broker.count_driver_bytes(300_001, 99_999);
+    assert_eq!(stage.broker.memory_used(), 300_001);
+    stage.request(requester, 2, |_| {});
+    assert!(stage.codes(requester).contains(&(2, Some(Code::Overloaded))));
+    assert_eq!(stage.broker.counters().refused_memory, 1);
+}
+
+/// Who has been given as much as may wait for it gets nothing more until the driver says that it has read; then it gets
+/// what waited, again no more than that.
+#[test]
+fn a_full_window_stops_deliveries() {
+    let mut stage = Stage::new(Config { window_bytes: 200, ..Config::default() });
+    let (handler, requester) = (stage.handler("sum", 64), stage.connect(Speaks::Binary));
+    for number in 1..=9 {
+        stage.request(requester, number, |request| {
+            request.content = Content::from_parts(b"sum", b"", b"", &[b'1'; 97]);
+        });
+    }
+    for _ in 0..4 {
+        assert_eq!(std::mem::take(&mut stage.full), [handler]);
+        assert_eq!(stage.deliveries(handler).len(), 2);
+        stage.input(Input::Unclogged { conn: handler });
+    }
+    assert_eq!(stage.deliveries(handler).len(), 1);
+    assert!(stage.full.is_empty());
+    // A connection that the driver finds clogged is passed over, also by what is registered on it then.
+    stage.input(Input::Clogged { conn: handler });
+    let other = stage.handler("sum", 64);
+    for number in 10..=13 {
+        stage.request(requester, number, |_| {});
+    }
+    assert_eq!((stage.deliveries(handler).len(), stage.deliveries(other).len()), (0, 4));
 }

@@ -6,7 +6,7 @@ use ringpost_protocol::{
     time::{Now, Time},
 };
 
-use super::{LEAVE_TIME, Leaving, State, traffic::mark};
+use super::{HeldBytes, LEAVE_TIME, Leaving, State, traffic::mark};
 use crate::{
     connections::{Connection, Key, Phase, Waiting},
     throttle::Throttle,
@@ -61,6 +61,13 @@ impl State {
         }
     }
 
+    /// Nothing of the connection is left, nor of what it made us hold.
+    pub(super) fn remove(&mut self, conn: ConnId) {
+        if let Some(connection) = self.connections.remove(conn) {
+            self.bytes.replace(connection.counted, HeldBytes::default());
+        }
+    }
+
     fn forget(&mut self, conn: ConnId, now: Now) {
         if let Some(connection) = self.connections.get_mut(conn)
             && std::mem::take(&mut connection.known)
@@ -74,10 +81,12 @@ impl State {
             Leaving::Draining(deadline) | Leaving::Ending(deadline) => Some(deadline),
             Leaving::No | Leaving::Gone => None,
         };
-        let ours = [&self.handshakes, &self.flushing, &self.lingering]
+        let ours = [&self.handshakes, &self.flushing, &self.lingering, &self.clogged]
             .into_iter()
             .filter_map(Waiting::next_deadline);
-        let lines = [&self.surplus_lines, &self.slow_lines].into_iter().filter_map(Throttle::deadline);
+        let lines = [&self.surplus_lines, &self.slow_lines, &self.starved_lines]
+            .into_iter()
+            .filter_map(Throttle::deadline);
         ours.chain(self.broker.next_deadline()).chain(leaving).chain(lines).min()
     }
 
@@ -96,7 +105,9 @@ impl State {
         while let Some(key) = self.flushing.expire(now.mono) {
             if self.still(key, Phase::Ending, |_| true) {
                 tracing::debug!(conn = %key.conn, "cut: it did not read its last messages");
-                self.count(RefusalCause::Slow, now);
+                if self.still(key, Phase::Ending, |connection| !connection.given_up) {
+                    self.count(RefusalCause::Slow, now);
+                }
                 self.lose(key.conn, now);
             }
         }
@@ -105,6 +116,7 @@ impl State {
                 self.lose(key.conn, now);
             }
         }
+        self.time_out_clogged(now);
         match self.leaving {
             Leaving::Draining(deadline) if deadline <= now.mono => {
                 tracing::warn!(
@@ -132,6 +144,9 @@ impl State {
         if let Some(left_out) = self.slow_lines.rest(now.mono) {
             let limit = self.config.outbound_limit;
             tracing::warn!(limit, left_out, "more connections closed that do not read (outbound-limit)");
+        }
+        if let Some(left_out) = self.starved_lines.rest(now.mono) {
+            tracing::warn!(left_out, "more connections closed within large messages (memory)");
         }
         self.act(now);
     }
@@ -170,6 +185,7 @@ fn cut(connection: &mut Connection) {
     connection.receivers = None;
     shut_down(connection, std::net::Shutdown::Both);
     connection.wake.set();
+    connection.relief.set();
 }
 
 pub(super) fn shut_down(connection: &Connection, how: std::net::Shutdown) {

@@ -135,6 +135,7 @@ impl State {
                     }
                     self.finish(*conn, now);
                 }
+                Output::Full { conn } => self.make_room(*conn, now),
                 Output::Drained => self.end_all(now),
             }
         }
@@ -162,17 +163,7 @@ impl State {
         } else {
             self.buffers.give_back(std::mem::take(connection.out.tail()));
         }
-        if waiting as u64 > self.config.outbound_limit {
-            let (peer, limit) = (connection.peer(), self.config.outbound_limit);
-            if let Some(left_out) = self.slow_lines.line(now.mono) {
-                tracing::warn!(
-                    %conn, peer, waiting, limit, left_out,
-                    "closed: it does not read what it is sent (outbound-limit)"
-                );
-            }
-            self.count(RefusalCause::Slow, now);
-            self.lose(conn, now);
-        }
+        self.check_outbound(conn, now);
         if encoded.is_ok() { Sent::Done } else { Sent::NotJson }
     }
 }

@@ -179,15 +179,14 @@ impl Binary {
         self.hear_or_end().expect("the server closed the connection")
     }
 
-    /// The next message that is neither an acceptance nor a ping, or `None` at the end.
+    /// The next message that is neither an acceptance nor a ping, which is answered; `None` at the end.
     pub(crate) fn hear_or_end(&mut self) -> Option<ServerMessage> {
         let reader = FrameReader::new(1 << 30);
         loop {
             if let Some(frame) = reader.next(&mut self.buffer).unwrap() {
                 match frame::decode_server(frame).unwrap().unwrap() {
-                    ServerMessage::Accepted { .. }
-                    | ServerMessage::Ping(_)
-                    | ServerMessage::Acknowledge { .. } => continue,
+                    ServerMessage::Accepted { .. } | ServerMessage::Acknowledge { .. } => continue,
+                    ServerMessage::Ping(token) => self.say(&ClientMessage::Pong(token)),
                     message => return Some(message),
                 }
             }
