@@ -96,6 +96,9 @@ pub(crate) struct HandleArgs {
     parent: Option<u32>,
 }
 
+/// How long what was stopped may take to say so.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
 /// What is done with a request.
 enum Work {
     Echo,
@@ -248,7 +251,7 @@ async fn finish(client: &Client, ending: &Ending, stop: &mut Stop, drain_timeout
         at_work => note(format_args!("finishing {at_work} at work; once more to stop at once")),
     }
     tokio::select! {
-        () = client.drain() => return Ok(()),
+        _ = client.drain(Duration::MAX) => return Ok(()),
         () = tokio::time::sleep(drain_timeout) => {
             note(format_args!("stopping {} still at work after {drain_timeout:?}", ending.running()));
         }
@@ -261,6 +264,6 @@ async fn finish(client: &Client, ending: &Ending, stop: &mut Stop, drain_timeout
         code = stop.next() => return Err(Failure::quiet(code)),
     }
     // Their last words leave before the connection ends.
-    client.drain().await;
+    client.drain(LAST_WORDS).await;
     Ok(())
 }

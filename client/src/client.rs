@@ -12,6 +12,7 @@ use ringpost_protocol::{
     time::Time,
 };
 
+pub use self::ending::Cut;
 use crate::{
     ClientConfig, Error, RequestSpec,
     config::DEFAULT_TIMEOUT,
@@ -21,6 +22,7 @@ use crate::{
     registrations::Registrations,
     requests::{Requests, check_payload, millis, too_many_legs},
     session::Session,
+    unclaimed::UnclaimedKey,
 };
 
 /// A client of a Ringpost server. See the [crate]'s front page for how to drive it.
@@ -43,8 +45,9 @@ pub struct Client {
     requests: Requests,
     registrations: Registrations,
     deliveries: Deliveries,
-    /// The application wants the client to end when all is done.
-    draining: bool,
+    /// The application wants the client to end when all is done, then at the latest.
+    draining: Option<Time>,
+    cut: Cut,
     outputs: VecDeque<Output>,
     counters: Counters,
 }
@@ -67,11 +70,12 @@ impl Client {
     pub fn new(config: ClientConfig) -> Self {
         Self {
             link: Link::new(config.seed),
-            session: Session::new(!config.session.is_empty()),
+            session: Session::new(!config.session.is_empty(), config.max_unclaimed),
             requests: Requests::new(config.timeout_grace, !config.session.is_empty()),
             registrations: Registrations::default(),
             deliveries: Deliveries::new(config.task_interval),
-            draining: false,
+            draining: None,
+            cut: Cut::default(),
             outputs: VecDeque::new(),
             counters: Counters::default(),
             config,
@@ -92,6 +96,7 @@ impl Client {
             self.deliveries.next_deadline(),
             self.link.next_deadline(),
             self.session.next_deadline(),
+            self.draining.filter(|_| !self.link.is_closed()).unwrap_or(Time::NEVER),
         ];
         let next = next.into_iter().min().unwrap_or(Time::NEVER);
         (next != Time::NEVER).then_some(next)
@@ -146,6 +151,7 @@ impl Client {
             ServerMessage::Reply(reply) => self.replied(reply, now),
             ServerMessage::Deliver(deliver) => self.deliver(deliver, now),
             ServerMessage::Accepted { upto, .. } => {
+                self.session.claims.replayed();
                 self.requests.accepted(upto, &mut self.outputs);
                 Ok(())
             }
@@ -184,13 +190,16 @@ impl Client {
         match self.link.phase {
             Phase::Pausing { until } if now >= until => self.dial(now),
             Phase::Greeting { until } if now >= until => {
-                self.outputs.push_back(Output::Disconnect);
+                self.outputs.push_back(Output::Abort);
                 self.lose(Error::new(Code::ConnectionLost, "the server did not answer the hello"), now);
             }
             Phase::Ready => self.check_liveness(now),
             _ => {}
         }
         self.leave_if_done(now);
+        if self.draining.is_some_and(|until| now >= until) {
+            self.close();
+        }
     }
 
     // From the application.
@@ -270,7 +279,9 @@ impl Client {
         }
         if self.requests.waiting() >= self.config.max_pending {
             let waiting = self.requests.waiting();
-            let message = format!("{waiting} requests wait for a connection already; try again later");
+            let message = format!(
+                "{waiting} requests wait for a connection already, as many as `max_pending` allows; try again later"
+            );
             return Err(Error::new(Code::Overloaded, message));
         }
         Ok(self.requests.wait(request, token, now + timeout))
@@ -323,6 +334,18 @@ impl Client {
         wanted
     }
 
+    /// The application has an outcome of [`Output::Unclaimed`]: the broker may let go of it. `false` if that is not news,
+    /// or if the broker has forgotten it meanwhile.
+    pub fn claim(&mut self, key: UnclaimedKey, now: Time) -> bool {
+        let taken = self.session.claims.take(key);
+        // Without a connection the next `resume` says it.
+        if taken && self.link.phase == Phase::Ready {
+            self.session.owe(now);
+            self.acknowledge(now);
+        }
+        taken
+    }
+
     /// Whether to be told the receivers, now and on change.
     pub fn watch_receivers(&mut self, watch: bool) {
         if self.config.watch_receivers != watch {
@@ -331,33 +354,6 @@ impl Client {
                 self.say(ClientMessage::WatchReceivers(watch));
             }
         }
-    }
-
-    /// Takes nothing new, finishes what is open, then closes. Requests that wait for a connection are still sent;
-    /// their timeouts bound how long this takes, but a handler that never answers holds it up for ever.
-    pub fn drain(&mut self, now: Time) {
-        if self.draining || self.link.is_closed() {
-            return;
-        }
-        self.draining = true;
-        self.begin_farewell(Time::NEVER);
-        self.leave_if_done(now);
-    }
-
-    /// Ends at once. Requests end with [`Code::Closed`] and are cancelled at the broker, handlers are told to stop.
-    pub fn close(&mut self) {
-        if self.link.is_closed() {
-            return;
-        }
-        if self.link.phase == Phase::Ready {
-            let numbers: Vec<u64> = self.requests.sent_numbers(false).collect();
-            for number in numbers {
-                self.say(ClientMessage::Cancel(Target::Number(number)));
-            }
-            // The broker need not remember the session: nobody will come back to it.
-            self.say(ClientMessage::Goaway);
-        }
-        self.finish(Error::new(Code::Closed, "the client was closed"));
     }
 
     // What a driver or a test may want to know.
@@ -394,6 +390,7 @@ impl Client {
     pub fn check_invariants(&self) {
         self.requests.check_invariants();
         self.deliveries.check_invariants();
+        self.session.claims.check_invariants();
         if self.link.phase != Phase::Ready {
             assert!(
                 self.session.named || self.requests.sent() == 0,
@@ -440,7 +437,7 @@ impl Client {
         if let Phase::Closed(reason) = &self.link.phase {
             return Err(reason.for_unsent());
         }
-        if self.draining {
+        if self.draining.is_some() {
             return Err(Error::new(Code::Closed, "the client is being closed"));
         }
         Ok(())

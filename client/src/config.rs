@@ -33,6 +33,9 @@ pub struct ClientConfig {
     pub timeout_grace: Duration,
     /// How many requests may wait for a connection.
     pub max_pending: usize,
+    /// How many outcomes that the broker kept for an earlier process under this session's name may wait to be
+    /// [claimed](crate::Client::claim). 0: they are not wanted, and the broker lets go of them.
+    pub max_unclaimed: usize,
 }
 
 impl Default for ClientConfig {
@@ -50,6 +53,7 @@ impl Default for ClientConfig {
             default_request_timeout: DEFAULT_TIMEOUT,
             timeout_grace: Duration::from_millis(500),
             max_pending: 65_536,
+            max_unclaimed: 0,
         }
     }
 }

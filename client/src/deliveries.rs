@@ -57,6 +57,11 @@ impl Deliveries {
         self.held.is_empty()
     }
 
+    /// Those whose answer somebody waits for.
+    pub(crate) fn wanted(&self) -> usize {
+        self.held.values().filter(|state| **state != Held::Cancelled).count()
+    }
+
     /// Takes a delivery and hands it out, or keeps it until the task interval allows.
     ///
     /// # Errors
@@ -110,7 +115,9 @@ impl Deliveries {
         match self.held.get_mut(&key.delivery) {
             Some(Held::Waiting) => {
                 self.waiting.retain(|(_, delivery)| delivery.key != key);
-                outputs.extend(self.answer(key, Verdict::Cancelled, Content::default()));
+                self.held.remove(&key.delivery);
+                let answer = self.answer_unheld(key, Verdict::Cancelled, Content::default());
+                outputs.push_back(answer);
             }
             Some(state @ Held::Handed) => {
                 *state = Held::Cancelled;
@@ -121,9 +128,13 @@ impl Deliveries {
         }
     }
 
-    /// The message for a handler's answer; `None` if the delivery is not held any more.
+    /// The message for a handler's answer; `None` if the delivery is not held any more, or was not handed out yet: nobody
+    /// can have an answer to it then.
     pub(crate) fn answer(&mut self, key: DeliveryKey, verdict: Verdict, content: Content) -> Option<Output> {
-        self.held.remove(&key.delivery)?;
+        match self.held.entry(key.delivery) {
+            Entry::Occupied(entry) if *entry.get() != Held::Waiting => entry.remove(),
+            _ => return None,
+        };
         Some(self.answer_unheld(key, verdict, content))
     }
 

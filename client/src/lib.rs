@@ -44,8 +44,12 @@ mod requests;
 mod session;
 #[cfg(test)]
 mod tests;
+mod unclaimed;
 
-pub use client::{Client, Counters};
+pub use client::{Client, Counters, Cut};
 pub use config::{ClientConfig, RequestSpec};
 pub use error::Error;
-pub use output::{Completion, Delivery, DeliveryKey, Event, Info, Output, RegistrationId, RequestKey};
+pub use output::{
+    Completion, Delivery, DeliveryKey, Event, Info, Output, RegistrationId, RequestKey, Unclaimed,
+};
+pub use unclaimed::UnclaimedKey;

@@ -37,7 +37,7 @@ pub(crate) enum Phase {
     Closed(Error),
 }
 
-/// An announced end of the connection, by either side.
+/// The end of the connection that the server has announced.
 ///
 /// The ping behind the client's own goaway is a fence: when its pong is here, everything that the server delivered
 /// before it knew is here too.
@@ -45,7 +45,7 @@ pub(crate) enum Phase {
 pub(crate) struct Farewell {
     pub(crate) fence: u64,
     pub(crate) passed: bool,
-    /// When the server stops waiting; never, if the goodbye is the client's.
+    /// When the server stops waiting.
     pub(crate) until: Time,
 }
 

@@ -9,7 +9,7 @@ use ringpost_protocol::{
 };
 use slotmap::{DefaultKey, Key};
 
-use crate::Error;
+use crate::{Error, UnclaimedKey};
 
 /// Names a request from [`crate::Client::request`] until its last [`Completion`].
 ///
@@ -68,6 +68,22 @@ pub struct Completion {
     pub last: bool,
 }
 
+/// What became of a request that an earlier process made under this session's name, and did not live to learn.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Unclaimed {
+    /// What [`crate::Client::claim`] must name once the application has it.
+    pub key: UnclaimedKey,
+    /// The request's number: they rise in the order in which that process made its requests.
+    pub number: u64,
+    /// The reply.
+    pub result: Result<Content, Error>,
+    /// When it happened.
+    pub info: Info,
+    /// Which leg of a broadcast.
+    pub leg: Option<Leg>,
+}
+
 /// A request for one of this client's handlers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Delivery {
@@ -123,8 +139,13 @@ pub enum Output {
     Send(ClientMessage),
     /// Write what was to be sent, then close the connection, or give up opening it. No call is expected after it.
     Disconnect,
+    /// Close the connection at once: the server is silent, and what was to be sent would reach nobody. No call is
+    /// expected after it.
+    Abort,
     /// A request or a leg of one has ended.
     Complete(Completion),
+    /// An outcome that was kept for an earlier process. [`crate::Client::claim`] it once the application has it.
+    Unclaimed(Unclaimed),
     /// A handler is still at work on a request.
     Progress {
         /// What the application called the request.

@@ -49,6 +49,11 @@ impl Registrations {
         self.all.get(&id.0).map(|registration| &registration.action)
     }
 
+    /// All of them.
+    pub(crate) fn ids(&self) -> Vec<RegistrationId> {
+        self.all.keys().copied().map(RegistrationId).collect()
+    }
+
     /// Whether it is known and not on its way out.
     pub(crate) fn holds(&self, id: RegistrationId) -> bool {
         self.all.get(&id.0).is_some_and(|registration| registration.leaving.is_none())

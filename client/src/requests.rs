@@ -60,8 +60,9 @@ pub(crate) struct Requests {
     keeps: bool,
 }
 
-/// Requests that wait are numbered upwards from here, and those that go before them downwards.
-const FIRST_PLACE: u64 = 1 << 32;
+/// Requests that wait are numbered upwards from here. Those that were sent and wait again go before them, in the order of
+/// their numbers, which never reach this.
+const FIRST_PLACE: u64 = 1 << 63;
 
 impl Requests {
     pub(crate) fn new(grace: Duration, keeps: bool) -> Self {
@@ -208,15 +209,33 @@ impl Requests {
             }
         }
         self.sends.clear();
-        let mut place = self.waiting.first_key_value().map_or(FIRST_PLACE, |(first, _)| *first);
-        for (key, mut request) in again.into_iter().rev() {
-            let Some(open) = self.open.get_mut(key) else { continue };
-            self.by_number.remove(&open.number);
-            place -= 1;
-            (open.number, open.place) = (0, place);
+        for (key, mut request) in again {
             request.max_attempts -= 1;
-            self.waiting.insert(place, (key, request));
+            self.wait_again(key, request);
         }
+    }
+
+    /// A leaving server has refused this one, or given up on it: as long as it has attempts left, it waits for the next
+    /// server. `false` if it has none.
+    pub(crate) fn hold_back(&mut self, reply: &Reply) -> bool {
+        let Some(&key) = self.by_number.get(&reply.number) else { return false };
+        let Some(open) = self.open.get_mut(key) else { return false };
+        let left = |request: &Request| u16::from(request.max_attempts.max(1)).saturating_sub(reply.attempt);
+        let again = |request: &Request| left(request) > 0 && !request.flags.has(RequestFlags::BROADCAST);
+        let Some(mut request) = open.sent.take_if(|request| again(request)) else { return false };
+        request.max_attempts = left(&request) as u8;
+        self.sends.retain(|(_, send)| *send != key);
+        self.forget_ended_sends();
+        self.wait_again(key, request);
+        true
+    }
+
+    /// Takes one back that was sent: it goes before all that was made later.
+    fn wait_again(&mut self, key: DefaultKey, request: Request) {
+        let Some(open) = self.open.get_mut(key) else { return };
+        self.by_number.remove(&open.number);
+        (open.place, open.number) = (open.number, 0);
+        self.waiting.insert(open.place, (key, request));
     }
 
     fn remove(&mut self, key: DefaultKey) -> Option<Open> {
@@ -292,10 +311,7 @@ impl Requests {
             info: info_of(&reply),
             leg,
             last,
-            result: match reply.code {
-                None => Ok(reply.content),
-                Some(code) => Err(Error::from_reply(code, &reply)),
-            },
+            result: result_of(reply),
         }));
         Ok(true)
     }
@@ -442,7 +458,15 @@ fn completion(token: u64, result: Result<Content, Error>, last: bool) -> Complet
     Completion { token, result, info: Info::default(), leg: None, last }
 }
 
-fn info_of(reply: &Reply) -> Info {
+/// The reply, or the error that came in its place.
+pub(crate) fn result_of(reply: Reply) -> Result<Content, Error> {
+    match reply.code {
+        None => Ok(reply.content),
+        Some(code) => Err(Error::from_reply(code, &reply)),
+    }
+}
+
+pub(crate) fn info_of(reply: &Reply) -> Info {
     let known = |ms: u32| (ms != u32::MAX).then_some(ms);
     Info {
         received_at_ms: reply.received_at_ms,

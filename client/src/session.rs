@@ -8,6 +8,8 @@ use ringpost_protocol::{
     time::Time,
 };
 
+use crate::unclaimed::Claims;
+
 /// So many outcomes are acknowledged at once, …
 const ACKNOWLEDGE_OUTCOMES: u64 = 64;
 /// … or so many bytes of them, a small part of what a broker keeps, …
@@ -20,6 +22,8 @@ const ACKNOWLEDGE_AFTER: Duration = Duration::from_millis(50);
 pub(crate) enum Return {
     /// The broker may know all of it: ask.
     Known,
+    /// The broker knows the session, but as another process's; what it keeps for that one is wanted.
+    Heir,
     /// The broker never heard of the session, or has forgotten it.
     Unknown,
 }
@@ -38,11 +42,13 @@ pub(crate) struct Session {
     acknowledge_at: Option<Time>,
     /// `resume` was sent; until it is answered, nothing else is.
     pub(crate) resuming: bool,
+    pub(crate) claims: Claims,
 }
 
 impl Session {
-    pub(crate) fn new(named: bool) -> Self {
-        Self { named, ..Self::default() }
+    /// A session that takes up to `max_unclaimed` outcomes of an earlier process.
+    pub(crate) fn new(named: bool, max_unclaimed: usize) -> Self {
+        Self { named, claims: Claims::new(if named { max_unclaimed } else { 0 }), ..Self::default() }
     }
 
     /// A server welcomes the client.
@@ -53,17 +59,22 @@ impl Session {
         (self.bytes, self.acknowledge_at) = (0, None);
         if !known {
             (self.received, self.acknowledged) = (0, 0);
-            return Return::Unknown;
+            self.claims.begin(welcome.next_number);
+            if welcome.epoch == 1 || !self.claims.wanted() {
+                return Return::Unknown;
+            }
         }
-        Return::Known
+        self.claims.resume();
+        if known { Return::Known } else { Return::Heir }
     }
 
     pub(crate) fn boot(&self) -> u64 {
         self.boot.unwrap_or_default()
     }
 
-    pub(crate) fn received(&self) -> u64 {
-        self.received
+    /// Up to where outcomes are here and taken: the broker need not keep them.
+    pub(crate) fn horizon(&self) -> u64 {
+        self.claims.horizon(self.received)
     }
 
     /// An outcome came. `false` if it came before.
@@ -74,21 +85,35 @@ impl Session {
         self.received = self.received.max(reply.sequence);
         self.bytes += reply.content.len();
         if self.named {
-            self.acknowledge_at.get_or_insert(now + ACKNOWLEDGE_AFTER);
+            self.owe(now);
         }
         true
+    }
+
+    /// There may be something to acknowledge soon.
+    pub(crate) fn owe(&mut self, now: Time) {
+        self.acknowledge_at.get_or_insert(now + ACKNOWLEDGE_AFTER);
     }
 
     /// The sequence to acknowledge, if it is time for it.
     pub(crate) fn acknowledgement(&mut self, now: Time) -> Option<u64> {
         let at = self.acknowledge_at?;
-        let many =
-            self.received - self.acknowledged >= ACKNOWLEDGE_OUTCOMES || self.bytes >= ACKNOWLEDGE_BYTES;
+        let horizon = self.horizon();
+        let many = horizon.saturating_sub(self.acknowledged) >= ACKNOWLEDGE_OUTCOMES
+            || self.bytes >= ACKNOWLEDGE_BYTES;
         if !many && now < at {
             return None;
         }
-        (self.acknowledged, self.bytes, self.acknowledge_at) = (self.received, 0, None);
-        Some(self.received)
+        self.last_acknowledgement()
+    }
+
+    /// The sequence to acknowledge before the end, if there is one.
+    pub(crate) fn last_acknowledgement(&mut self) -> Option<u64> {
+        (self.bytes, self.acknowledge_at) = (0, None);
+        let horizon = self.horizon();
+        let news = horizon > self.acknowledged;
+        self.acknowledged = self.acknowledged.max(horizon);
+        news.then_some(horizon)
     }
 
     /// The connection is gone: acknowledgements go with the next one's `resume`.

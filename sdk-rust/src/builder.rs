@@ -3,7 +3,7 @@
 use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use ringpost_client::{ClientConfig, Error};
+use ringpost_client::{ClientConfig, Error, Event};
 use ringpost_protocol::{Code, encode_headers, limits::MAX_SESSION_BYTES};
 use tokio::runtime::Handle;
 
@@ -11,11 +11,11 @@ use crate::{
     Address, Client, HandlerError, HandlerOptions, Reply, Request,
     client::Inner,
     handler::{Function, Handler},
-    hub::{Hub, HubSink},
+    hub::{Hub, HubSink, OnEvent},
     raw,
 };
 
-/// Options of a [`Client`], beside those of the reference's client:
+/// Options of a [`Client`]. Those of the reference's client:
 ///
 /// | the reference's | here | default |
 /// |---|---|---|
@@ -27,15 +27,23 @@ use crate::{
 /// | `autoStart` | [`auto_start`](Self::auto_start) | `true` |
 /// | `defaultRequestTimeout` | [`default_request_timeout`](Self::default_request_timeout) | 10 s |
 /// | `receivers` | [`receivers`](Self::receivers), [`Client::receivers`] | `false` |
+///
+/// Its own: [`session`](Self::session), [`unclaimed_replies`](Self::unclaimed_replies),
+/// [`retry_initial`](Self::retry_initial), [`max_reconnects`](Self::max_reconnects), [`max_pending`](Self::max_pending),
+/// [`on_event`](Self::on_event).
 #[must_use = "a client is made by `connect`"]
 pub struct ClientBuilder {
     address: Result<Address, Error>,
     config: ClientConfig,
     auto_start: bool,
+    on_event: Option<OnEvent>,
     action: Option<String>,
     request_handler: Option<Planned>,
     handlers: Vec<(String, Planned)>,
 }
+
+/// Unclaimed replies that may wait here to be taken; the broker keeps the rest until the next connection.
+const MAX_UNCLAIMED: usize = 65_536;
 
 #[derive(Clone)]
 struct Planned {
@@ -68,6 +76,7 @@ impl ClientBuilder {
             address: Address::parse(address),
             config: ClientConfig { retry_initial: false, ..ClientConfig::default() },
             auto_start: true,
+            on_event: None,
             action: None,
             request_handler: None,
             handlers: Vec::new(),
@@ -111,7 +120,8 @@ impl ClientBuilder {
     }
 
     /// Whether [`connect`](Self::connect) goes on trying when the server cannot be reached at first, instead of
-    /// failing.
+    /// failing: off for requesters, who want to know, and worth switching on for a service that only handles. Why it does
+    /// not connect is told by [`Event::ReconnectIn`], see [`on_event`](Self::on_event).
     pub fn retry_initial(mut self, retry: bool) -> Self {
         self.config.retry_initial = retry;
         self
@@ -146,6 +156,24 @@ impl ClientBuilder {
     /// under the same name takes the session over: the earlier client is closed with [`Code::SessionTaken`].
     pub fn session(mut self, name: impl Into<String>) -> Self {
         self.config.session = name.into().into();
+        self
+    }
+
+    /// Whether to be given the replies that the broker kept for an earlier process of this [`session`](Self::session),
+    /// which must have a name: [`Client::unclaimed_replies`]. Without it, the broker lets go of them with the first
+    /// request.
+    ///
+    /// The broker keeps them for its `--session-linger`, up to `--outcome-limit`. Plain requests that still ran when this
+    /// process came are called back, since nobody waits for them any more.
+    pub fn unclaimed_replies(mut self, wanted: bool) -> Self {
+        self.config.max_unclaimed = if wanted { MAX_UNCLAIMED } else { 0 };
+        self
+    }
+
+    /// Called with all that happens to the connection, also while [`connect`](Self::connect) waits for it. It runs in the
+    /// client's own task: it must be short. [`Client::events`] is a stream of the same.
+    pub fn on_event(mut self, callback: impl Fn(&Event) + Send + Sync + 'static) -> Self {
+        self.on_event = Some(Box::new(callback));
         self
     }
 
@@ -222,6 +250,11 @@ impl ClientBuilder {
             let message = format!("a session's name must not be longer than {MAX_SESSION_BYTES} bytes");
             return Err(Error::new(Code::Malformed, message));
         }
+        if self.config.max_unclaimed > 0 && self.config.session.is_empty() {
+            let message =
+                "unclaimed_replies needs a session with a name, to which the next process can come back";
+            return Err(Error::new(Code::Malformed, message));
+        }
         match (self.action.take(), self.request_handler.take()) {
             (Some(action), Some(planned)) => self.handlers.push((action, planned)),
             (None, Some(_)) => {
@@ -248,7 +281,7 @@ impl ClientBuilder {
             Duration::ZERO => ClientConfig::default().default_request_timeout,
             timeout => timeout,
         };
-        let hub = Arc::new(Hub::new(runtime));
+        let hub = Arc::new(Hub::new(runtime, self.on_event));
         let raw = raw::Client::new(self.config, address, Arc::new(HubSink(hub.clone())))?;
         let client = Client::new(Inner { raw, hub, patience });
         let registrations = self

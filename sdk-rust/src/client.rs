@@ -1,6 +1,6 @@
 //! The client that users hold.
 
-use std::{fmt, future::Future, sync::Arc};
+use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use ringpost_client::{Error, RegistrationId};
 use ringpost_protocol::Code;
@@ -8,10 +8,10 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::{
-    ClientBuilder, Events, HandlerError, HandlerOptions, Receivers, Reply, Request,
+    ClientBuilder, Events, HandlerError, HandlerOptions, Receivers, Reply, Request, UnclaimedReplies,
     handler::{Function, Handler},
     hub::{Hub, LinkState, ReceiversList, RegistrationState},
-    raw,
+    raw::{self, Drained},
     request::{Accepted, Every, One, RequestBuilder},
 };
 
@@ -27,8 +27,8 @@ pub struct Client {
 pub(crate) struct Inner {
     pub(crate) raw: raw::Client,
     pub(crate) hub: Arc<Hub>,
-    /// How long to wait for a list of receivers.
-    pub(crate) patience: std::time::Duration,
+    /// How long to wait when nobody said anything: the default timeout of requests.
+    pub(crate) patience: Duration,
 }
 
 impl Drop for Inner {
@@ -67,33 +67,33 @@ impl Client {
     /// (the handler's own), [`Code::Timeout`], [`Code::Expired`], [`Code::ConnectionLost`] (it may have run), and for
     /// bad input or a closed client the codes that say so.
     pub fn request<T: Serialize + ?Sized>(&self, action: &str, data: &T) -> RequestBuilder<One> {
-        RequestBuilder::json(&self.inner, action, data)
+        RequestBuilder::with_json(&self.inner, action, data)
     }
 
     /// Like [`Client::request`], with data as it is.
     pub fn request_bytes(&self, action: &str, data: impl AsRef<[u8]>) -> RequestBuilder<One> {
-        RequestBuilder::bytes(&self.inner, action, data.as_ref())
+        RequestBuilder::with_bytes(&self.inner, action, data.as_ref())
     }
 
     /// A request to every handler of the action. Its future gives each handler's reply or error, in the broker's order;
     /// it fails as a whole only if nobody was asked, or nobody answered before the connection was lost.
     pub fn broadcast<T: Serialize + ?Sized>(&self, action: &str, data: &T) -> RequestBuilder<Every> {
-        RequestBuilder::json(&self.inner, action, data)
+        RequestBuilder::with_json(&self.inner, action, data)
     }
 
     /// Like [`Client::broadcast`], with data as it is.
     pub fn broadcast_bytes(&self, action: &str, data: impl AsRef<[u8]>) -> RequestBuilder<Every> {
-        RequestBuilder::bytes(&self.inner, action, data.as_ref())
+        RequestBuilder::with_bytes(&self.inner, action, data.as_ref())
     }
 
     /// A request that wants no reply. Its future gives when the broker has accepted it.
     pub fn send<T: Serialize + ?Sized>(&self, action: &str, data: &T) -> RequestBuilder<Accepted> {
-        RequestBuilder::json(&self.inner, action, data)
+        RequestBuilder::with_json(&self.inner, action, data)
     }
 
     /// Like [`Client::send`], with data as it is.
     pub fn send_bytes(&self, action: &str, data: impl AsRef<[u8]>) -> RequestBuilder<Accepted> {
-        RequestBuilder::bytes(&self.inner, action, data.as_ref())
+        RequestBuilder::with_bytes(&self.inner, action, data.as_ref())
     }
 
     /// Handles an action from now on, and says when the broker has taken the registration.
@@ -169,6 +169,12 @@ impl Client {
         Receivers::new(self.inner.hub.receivers.subscribe(), self.inner.hub.link.subscribe())
     }
 
+    /// What the broker kept for an earlier process of this session. Nothing comes unless the client was built with
+    /// [`unclaimed_replies`](ClientBuilder::unclaimed_replies).
+    pub fn unclaimed_replies(&self) -> UnclaimedReplies {
+        UnclaimedReplies::new(self.inner.hub.clone(), self.inner.raw.clone())
+    }
+
     /// What happens to the connection from now on.
     pub fn events(&self) -> Events {
         Events::new(self.inner.hub.events.subscribe())
@@ -204,13 +210,17 @@ impl Client {
         }
     }
 
-    /// Ends in good order: takes no new requests and deliveries, finishes those that are open, so that no handler's
-    /// result is lost, then closes. Requests are bounded by their timeouts, handlers are waited for.
+    /// Ends in good order: takes no new requests and deliveries, finishes those that are open, sends what handlers
+    /// answered, then closes. After `deadline` it closes anyway, as [`close`](Self::close) does, and says what was cut
+    /// off. The answer of a handler that ended in time is sent, be it that the server does not take it for 2 s after the
+    /// deadline. A connection that breaks meanwhile is made again for the requests that are open.
     ///
-    /// When its future is dropped, the draining goes on.
-    pub async fn drain(&self) {
-        self.inner.raw.drain();
+    /// `Duration::MAX` waits for handlers however long they take. Called again, the earlier end counts. When its future is
+    /// dropped, the draining goes on.
+    pub async fn drain(&self, deadline: Duration) -> Drained {
+        self.inner.raw.drain(deadline);
         self.inner.raw.ended().await;
+        self.inner.raw.drained()
     }
 
     /// Ends at once: open requests end with [`Code::Closed`] and are cancelled, handlers are told to stop and their

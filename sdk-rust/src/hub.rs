@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     mem,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     task::Waker,
     time::Instant,
@@ -19,6 +20,7 @@ use crate::{
     Cancellation, HandlerOptions, Request,
     handler::{Handler, unknown_action},
     raw::{self, CompletionSink, Notice},
+    unclaimed::UnclaimedQueue,
     waiters::Waiters,
 };
 
@@ -47,6 +49,9 @@ struct Registered {
     state: watch::Sender<RegistrationState>,
 }
 
+/// Called with what happens to the connection.
+pub(crate) type OnEvent = Box<dyn Fn(&Event) + Send + Sync>;
+
 /// The actions that have handlers.
 pub(crate) type ReceiversList = Arc<[String]>;
 
@@ -56,19 +61,24 @@ pub(crate) struct Hub {
     /// `None` until the first list.
     pub(crate) receivers: watch::Sender<Option<ReceiversList>>,
     pub(crate) events: broadcast::Sender<Event>,
-    runtime: Handle,
+    /// The application's own ear for events.
+    on_event: Option<OnEvent>,
+    pub(crate) unclaimed: UnclaimedQueue,
+    pub(crate) runtime: Handle,
     handlers: RwLock<BTreeMap<RegistrationId, Registered>>,
     held: Mutex<HashMap<DeliveryKey, Cancellation>>,
     wakers: Mutex<Vec<Waker>>,
 }
 
 impl Hub {
-    pub(crate) fn new(runtime: Handle) -> Self {
+    pub(crate) fn new(runtime: Handle, on_event: Option<OnEvent>) -> Self {
         Self {
             waiters: Waiters::default(),
             link: watch::Sender::new(LinkState::Connecting),
             receivers: watch::Sender::new(None),
             events: broadcast::Sender::new(KEPT_EVENTS),
+            on_event,
+            unclaimed: UnclaimedQueue::default(),
             runtime,
             handlers: RwLock::default(),
             held: Mutex::default(),
@@ -125,6 +135,13 @@ impl Hub {
         if let Some(link) = link {
             self.link.send_replace(link);
         }
+        if let Some(on_event) = &self.on_event {
+            // It is the user's, and must not take the client's own task with it.
+            let called = catch_unwind(AssertUnwindSafe(|| on_event(&event)));
+            if called.is_err() {
+                tracing::error!("a client's event callback panicked");
+            }
+        }
         // An error only says that nobody listens.
         let _ = self.events.send(event);
     }
@@ -179,6 +196,7 @@ impl CompletionSink for HubSink {
                 }
             }
             Notice::Progress { token, content } => hub.waiters.progress(token, &content),
+            Notice::Unclaimed(unclaimed) => hub.unclaimed.push(unclaimed),
             Notice::Receivers(list) => hub.receivers_are(&list),
             Notice::Registered(id) => hub.registration_is(id, RegistrationState::Live),
             Notice::RegistrationFailed(id, error) => {

@@ -94,6 +94,11 @@ impl Reply {
         pairs(&self.headers)
     }
 
+    /// The first header with this key.
+    pub fn header(&self, key: &str) -> Option<&str> {
+        self.headers().find(|(name, _)| *name == key).map(|(_, value)| value)
+    }
+
     /// What became of the request: of a reply always [`Status::Handled`].
     pub fn status(&self) -> Status {
         Status::Handled
@@ -137,7 +142,7 @@ pub struct ReplyInfo {
 }
 
 impl ReplyInfo {
-    fn new(info: &Info) -> Self {
+    pub(crate) fn new(info: &Info) -> Self {
         let received_at = SystemTime::UNIX_EPOCH + Duration::from_millis(info.received_at_ms);
         let after = |ms: Option<u32>| ms.map(|ms| received_at + Duration::from_millis(u64::from(ms)));
         Self {
@@ -155,8 +160,22 @@ pub(crate) fn to_json<T: Serialize + ?Sized>(what: &str, value: &T) -> Result<Ve
 }
 
 pub(crate) fn from_json<T: DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T, Error> {
-    serde_json::from_slice(bytes)
-        .map_err(|error| Error::new(Code::Malformed, format!("{what} cannot be read as asked for: {error}")))
+    serde_json::from_slice(bytes).map_err(|error| {
+        Error::new(
+            Code::Malformed,
+            format!("{what} cannot be read as asked for{}: {error}", place::<T>(bytes)),
+        )
+    })
+}
+
+/// Where in the data the mistake is. It is read once more for that: what can be read costs nothing extra.
+fn place<T: DeserializeOwned>(bytes: &[u8]) -> String {
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    match serde_path_to_error::deserialize::<_, T>(&mut json) {
+        Err(error) if error.path().iter().len() > 0 => format!(" at `{}`", error.path()),
+        // It is the whole, or what follows it.
+        _ => String::new(),
+    }
 }
 
 pub(crate) fn optional_json<T: DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<Option<T>, Error> {

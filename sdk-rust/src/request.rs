@@ -6,8 +6,8 @@ use std::{
     marker::PhantomData,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -15,9 +15,10 @@ use ringpost_client::{Completion, Error, RequestKey, RequestSpec};
 use ringpost_protocol::{
     Code, Content, Span, encode_headers, limits::MAX_MAX_PAYLOAD_BYTES, message::RequestFlags,
 };
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::time::sleep;
 
-use crate::{Reply, client::Inner, reply::to_json, waiters::OnProgress};
+use crate::{Reply, client::Inner, raw::ROOM_BYTES, reply::to_json, waiters::OnProgress};
 
 /// What is asked for; the parameter of [`RequestBuilder`] and [`RequestFuture`].
 pub trait Kind: sealed::Sealed {
@@ -112,7 +113,7 @@ pub struct RequestBuilder<K> {
 }
 
 impl<K: Kind> RequestBuilder<K> {
-    pub(crate) fn json<T: Serialize + ?Sized>(inner: &Arc<Inner>, action: &str, data: &T) -> Self {
+    pub(crate) fn with_json<T: Serialize + ?Sized>(inner: &Arc<Inner>, action: &str, data: &T) -> Self {
         let mut builder = Self::new(inner, action, 128);
         if let Err(error) = serde_json::to_writer(&mut builder.buffer, data) {
             let message = format!("the request's data cannot be written as JSON: {error}");
@@ -121,7 +122,7 @@ impl<K: Kind> RequestBuilder<K> {
         builder
     }
 
-    pub(crate) fn bytes(inner: &Arc<Inner>, action: &str, data: &[u8]) -> Self {
+    pub(crate) fn with_bytes(inner: &Arc<Inner>, action: &str, data: &[u8]) -> Self {
         let mut builder = Self::new(inner, action, data.len());
         builder.buffer.extend_from_slice(data);
         builder
@@ -149,7 +150,8 @@ impl<K: Kind> RequestBuilder<K> {
         self
     }
 
-    /// How long to wait for the outcome; the handler is told. Without it, the client's default.
+    /// How long to wait for the outcome, with all that comes before it: a connection, and room to send. The handler is
+    /// told. Without it, the client's default.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.spec.timeout = timeout;
         self
@@ -196,6 +198,16 @@ impl<K: Kind> RequestBuilder<K> {
         };
         let spec = content.map(|content| RequestSpec { content, ..self.spec });
         (self.inner, spec, self.on_progress)
+    }
+}
+
+impl RequestBuilder<One> {
+    /// Makes the request, and reads the reply's data as JSON.
+    ///
+    /// # Errors
+    /// Those of the request, and [`Code::Malformed`] if the data is not of this type.
+    pub async fn json<T: DeserializeOwned>(self) -> Result<T, Error> {
+        self.await?.data()
     }
 }
 
@@ -246,9 +258,22 @@ pub struct RequestFuture<K> {
     kind: PhantomData<fn() -> K>,
 }
 
+type WaitForRoom = Pin<Box<dyn Future<Output = Result<RequestSpec, Error>> + Send>>;
+
 enum Stage {
-    Unsent { spec: Option<Result<RequestSpec, Error>>, on_progress: Option<OnProgress> },
-    Waiting { token: u64, key: RequestKey },
+    Unsent {
+        spec: Option<Result<RequestSpec, Error>>,
+        on_progress: Option<OnProgress>,
+    },
+    /// Too much is unsent: it waits for room, and only then for its reply.
+    Crowded {
+        room: WaitForRoom,
+        on_progress: Option<OnProgress>,
+    },
+    Waiting {
+        token: u64,
+        key: RequestKey,
+    },
     Done,
 }
 
@@ -257,32 +282,87 @@ impl<K: Kind> Future for RequestFuture<K> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
-        let (raw, waiters) = (&this.inner.raw, &this.inner.hub.waiters);
-        match &mut this.stage {
-            Stage::Unsent { spec, on_progress } => {
-                if raw.poll_room(cx).is_pending() {
-                    return Poll::Pending;
-                }
-                let (spec, on_progress) = (spec.take(), on_progress.take());
-                this.stage = Stage::Done;
-                let Some(spec) = spec else { return Poll::Pending };
-                let spec = spec?;
-                let token = waiters.enter(cx, on_progress);
-                match raw.request(spec, token) {
-                    Ok(key) => this.stage = Stage::Waiting { token, key },
-                    Err(error) => {
-                        waiters.leave(token);
-                        return Poll::Ready(Err(error));
+        loop {
+            let (spec, on_progress) = match &mut this.stage {
+                Stage::Unsent { spec, on_progress } => {
+                    let (spec, on_progress) = (spec.take(), on_progress.take());
+                    this.stage = Stage::Done;
+                    let Some(spec) = spec.transpose()? else { return Poll::Pending };
+                    if !this.inner.raw.has_room() {
+                        this.stage = Stage::Crowded { room: this.inner.room(spec), on_progress };
+                        continue;
                     }
+                    (spec, on_progress)
                 }
-                Poll::Pending
+                Stage::Crowded { room, on_progress } => {
+                    let (spec, on_progress) = (ready!(room.as_mut().poll(cx)), on_progress.take());
+                    this.stage = Stage::Done;
+                    (spec?, on_progress)
+                }
+                Stage::Waiting { token, .. } => {
+                    let (last, before) = ready!(this.inner.hub.waiters.poll(*token, cx));
+                    this.stage = Stage::Done;
+                    return Poll::Ready(K::value(last, before));
+                }
+                Stage::Done => return Poll::Pending,
+            };
+            return match this.inner.ask(spec, on_progress, cx) {
+                Ok((token, key)) => {
+                    this.stage = Stage::Waiting { token, key };
+                    Poll::Pending
+                }
+                Err(error) => Poll::Ready(Err(error)),
+            };
+        }
+    }
+}
+
+fn no_room() -> Error {
+    let message = format!(
+        "the request was not sent: for its whole timeout this client had more than {} MiB that the server or the network \
+         did not take; ask for less at once, or give it more time",
+        ROOM_BYTES >> 20
+    );
+    Error::new(Code::Timeout, message)
+}
+
+impl Inner {
+    /// Waits until there is room for a request, and gives it with what is left of its timeout.
+    fn room(&self, mut spec: RequestSpec) -> WaitForRoom {
+        let timeout = if spec.timeout.is_zero() { self.patience } else { spec.timeout };
+        let began = Instant::now();
+        let over = {
+            // Any executor may poll the future, but its timer belongs to this runtime.
+            let _entered = self.hub.runtime.enter();
+            sleep(timeout)
+        };
+        let client = self.raw.clone();
+        Box::pin(async move {
+            tokio::select! {
+                biased;
+                () = client.room() => {}
+                () = over => return Err(no_room()),
             }
-            Stage::Waiting { token, .. } => {
-                let (last, before) = std::task::ready!(waiters.poll(*token, cx));
-                this.stage = Stage::Done;
-                Poll::Ready(K::value(last, before))
+            spec.timeout = timeout.saturating_sub(began.elapsed()).max(Duration::from_millis(1));
+            Ok(spec)
+        })
+    }
+
+    /// Makes the request, for the future that is being polled.
+    fn ask(
+        &self,
+        spec: RequestSpec,
+        on_progress: Option<OnProgress>,
+        cx: &Context<'_>,
+    ) -> Result<(u64, RequestKey), Error> {
+        let waiters = &self.hub.waiters;
+        let token = waiters.enter(cx, on_progress);
+        match self.raw.request(spec, token) {
+            Ok(key) => Ok((token, key)),
+            Err(error) => {
+                waiters.leave(token);
+                Err(error)
             }
-            Stage::Done => Poll::Pending,
         }
     }
 }

@@ -225,15 +225,18 @@ async fn drain_loses_no_result() {
     peer.deliver(1, 1, "1").await;
     peer.deliver(2, 1, "2").await;
     let serve = async {
-        assert_eq!(peer.hear().await, ClientMessage::Goaway);
+        assert_eq!(peer.hear().await, ClientMessage::Deregister(Target::Number(1)));
         go.send_replace(true);
         let mut answered = [hear_answer(&mut peer).await.delivery, hear_answer(&mut peer).await.delivery];
         answered.sort_unstable();
         assert_eq!(answered, [1, 2]);
+        assert_eq!(peer.hear().await, ClientMessage::Goaway);
         assert!(peer.ends().await);
         drop(peer);
     };
-    timeout(DEADLINE, async { tokio::join!(client.drain(), serve) }).await.unwrap();
+    let (drained, ()) =
+        timeout(DEADLINE, async { tokio::join!(client.drain(DEADLINE), serve) }).await.unwrap();
+    assert!(drained.is_complete(), "{drained:?}");
     assert_eq!(client.closed().await.kind(), ErrorKind::Closed);
 }
 

@@ -5,8 +5,12 @@ use std::{collections::BTreeMap, fs, time::Duration};
 use anyhow::{Context, anyhow};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-/// Does something while this thread stays on `core`, if one is given. Processes that it starts stay there for good.
-pub(super) fn on_core<T>(core: Option<usize>, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+/// Does something while this thread stays on `core`, if one is given. Threads and processes that it starts stay there
+/// for good.
+///
+/// # Errors
+/// When this process may not use the core, and those of the work.
+pub fn on_core<T>(core: Option<usize>, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
     let Some(core) = core else { return work() };
     let before = sched_getaffinity(None).context("sched_getaffinity")?;
     if core >= CpuSet::MAX_CPU || !before.is_set(core) {
@@ -21,19 +25,27 @@ pub(super) fn on_core<T>(core: Option<usize>, work: impl FnOnce() -> anyhow::Res
 }
 
 /// Measures the CPU time of a process, all its threads together, from `start` to `used`.
-pub(super) struct CpuMeter {
+#[derive(Debug)]
+pub struct CpuMeter {
     pid: u32,
     start: Sample,
 }
 
 impl CpuMeter {
-    pub(super) fn start(pid: u32) -> anyhow::Result<Self> {
+    /// Begins to measure a process of this machine.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn start(pid: u32) -> anyhow::Result<Self> {
         Ok(Self { pid, start: Sample::take(pid)? })
     }
 
     /// Time used since the start. To the nanosecond but for the running tick, unless a thread ended meanwhile: then
     /// to 10 ms, from the counters that outlive threads.
-    pub(super) fn used(&self) -> anyhow::Result<Duration> {
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn used(&self) -> anyhow::Result<Duration> {
         let end = Sample::take(self.pid)?;
         let kept = self.start.threads_ns.keys().all(|thread| end.threads_ns.contains_key(thread));
         if kept && !end.threads_ns.is_empty() {
@@ -44,6 +56,7 @@ impl CpuMeter {
     }
 }
 
+#[derive(Debug)]
 struct Sample {
     /// By thread, from /proc/PID/task/TID/schedstat; empty where the kernel has none (CONFIG_SCHED_INFO).
     threads_ns: BTreeMap<u32, u64>,

@@ -6,6 +6,7 @@
 //!
 //! * [`Options`] → [`run`] → [`Outcome`]; [`run_with`] does the same over a protocol of the caller's, and [`run_until`]
 //!   can be ended early.
+//! * [`on_core`], [`CpuMeter`], [`Latency`], [`Share`]: how it pins and measures, for whoever puts a load of another kind.
 //! * [`Server`]: a server process of one's own, pinned, that listens on a free port and ends with its owner.
 //! * [`print_table`]: the outcome for people; as a serde structure it is for programs.
 //!
@@ -29,9 +30,10 @@ use anyhow::{bail, ensure};
 use serde::{Deserialize, Serialize};
 
 pub use binary::Binary;
+pub use cpu::{CpuMeter, on_core};
 pub use json::Json;
 pub use machine::Machine;
-pub use outcome::{Latency, Outcome, print_table};
+pub use outcome::{Latency, Outcome, Share, print_table};
 pub use spawn::Server;
 pub use wire::Wire;
 

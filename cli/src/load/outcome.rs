@@ -57,7 +57,8 @@ pub struct Latency {
 }
 
 impl Latency {
-    pub(super) fn of(histogram: &Histogram<u64>) -> Self {
+    /// From latencies in nanoseconds.
+    pub fn of(histogram: &Histogram<u64>) -> Self {
         let us = |ns: u64| ns as f64 / 1000.0;
         Self {
             p50_us: us(histogram.value_at_quantile(0.5)),
@@ -79,7 +80,8 @@ pub struct Share {
 }
 
 impl Share {
-    pub(super) fn new(used: Duration, elapsed: Duration, requests: u64) -> Self {
+    /// Time that was used while so many requests were replied to.
+    pub fn new(used: Duration, elapsed: Duration, requests: u64) -> Self {
         let us = used.as_secs_f64() * 1e6;
         let us_per_request = if requests == 0 { 0.0 } else { us / requests as f64 };
         Self { us_per_request, cores: used.as_secs_f64() / elapsed.as_secs_f64() }

@@ -1,6 +1,11 @@
-//! How a connection ends, and what comes after it: another try, or the client's end.
+//! How a client ends, at once or in good order; how a connection ends, and what comes after it: another try, or the
+//! client's end.
 
-use ringpost_protocol::{Code, message::ClientMessage, time::Time};
+use ringpost_protocol::{
+    Code,
+    message::{ClientMessage, Target},
+    time::Time,
+};
 
 use super::Client;
 use crate::{
@@ -9,8 +14,68 @@ use crate::{
     output::{Event, Output},
 };
 
+/// What a client that was to [drain](Client::drain) could not finish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Cut {
+    /// Requests that ended with the client, not with their outcome.
+    pub requests: usize,
+    /// Deliveries whose answer somebody waited for, and nobody will get.
+    pub deliveries: usize,
+}
+
 impl Client {
-    /// Says goodbye on this connection: no more requests, no more deliveries, please.
+    /// Takes nothing new, finishes what is open, then closes; at `until` it closes anyway, and [`Client::cut`] says
+    /// what was not finished. Called again, the earlier end counts.
+    ///
+    /// Handlers are deregistered, and what they hold may be answered. Requests that wait for a connection are still sent,
+    /// and a connection that breaks meanwhile is made again for what is open.
+    pub fn drain(&mut self, until: Time, now: Time) {
+        if self.link.is_closed() {
+            return;
+        }
+        if let Some(earlier) = self.draining {
+            self.draining = Some(until.min(earlier));
+            return;
+        }
+        self.draining = Some(until);
+        for id in self.registrations.ids() {
+            self.deregister(id);
+        }
+        self.leave_if_done(now);
+    }
+
+    /// Ends at once. Requests end with [`Code::Closed`] and are cancelled at the broker, handlers are told to stop.
+    pub fn close(&mut self) {
+        if self.link.is_closed() {
+            return;
+        }
+        if self.link.phase == Phase::Ready {
+            let numbers: Vec<u64> = self.requests.sent_numbers(false).collect();
+            for number in numbers {
+                self.say(ClientMessage::Cancel(Target::Number(number)));
+            }
+            if self.session.claims.is_settled() {
+                // The broker need not remember the session: nobody will come back to it.
+                self.say(ClientMessage::Goaway);
+            } else if let Some(sequence) = self.session.last_acknowledgement() {
+                // What was not taken stays for the next process of this name.
+                self.say(ClientMessage::Acknowledge(Target::Number(sequence)));
+            }
+        }
+        self.finish(Error::new(Code::Closed, "the client was closed"));
+    }
+
+    /// Until when the client drains, if it does.
+    pub fn draining(&self) -> Option<Time> {
+        self.draining
+    }
+
+    /// What could not be finished of what was open when the client began to drain.
+    pub fn cut(&self) -> Cut {
+        self.cut
+    }
+
+    /// Says goodbye on this connection, because the server did: no more requests, no more deliveries, please.
     pub(super) fn begin_farewell(&mut self, until: Time) {
         match &mut self.link.farewell {
             Some(farewell) => farewell.until = farewell.until.min(until),
@@ -24,7 +89,8 @@ impl Client {
         }
     }
 
-    /// Leaves the connection once everything on it is done, or its time is over; ends a client that was to drain.
+    /// Leaves a connection that the server wants ended once everything on it is done, or its time is over; ends a client
+    /// that was to drain.
     pub(super) fn leave_if_done(&mut self, now: Time) {
         match self.link.farewell {
             Some(farewell) if self.link.phase == Phase::Ready => {
@@ -34,15 +100,20 @@ impl Client {
                     self.lose(Error::new(Code::Draining, "the connection was ended in good order"), now);
                 }
             }
-            _ if self.draining
-                && !self.link.is_closed()
-                && !self.link.is_connected()
-                && self.requests.waiting() == 0 =>
-            {
-                self.finish(Error::new(Code::Closed, "the client was closed"));
-            }
+            _ if self.is_drained() => self.close(),
             _ => {}
         }
+    }
+
+    /// Whether a client that was to drain has nothing open. Until a registration's end is confirmed, deliveries come. A
+    /// server that is about to say welcome is waited for: without a goodbye it would keep the session.
+    fn is_drained(&self) -> bool {
+        self.draining.is_some()
+            && !self.link.is_closed()
+            && !matches!(self.link.phase, Phase::Greeting { .. })
+            && self.requests.len() == 0
+            && self.deliveries.is_empty()
+            && self.registrations.is_empty()
     }
 
     pub(super) fn check_liveness(&mut self, now: Time) {
@@ -54,7 +125,7 @@ impl Client {
             }
             Liveness::Lost => {
                 let message = format!("nothing was heard from the server for {:?}", self.link.patience());
-                self.outputs.push_back(Output::Disconnect);
+                self.outputs.push_back(Output::Abort);
                 self.lose(Error::new(Code::ConnectionLost, message), now);
             }
         }
@@ -81,6 +152,10 @@ impl Client {
 
     /// Ends what does not outlive a connection: deliveries, and without a session to come back to, what was sent.
     fn end_connection(&mut self, reason: &Error) {
+        if self.draining.is_some() {
+            self.cut.deliveries += self.deliveries.wanted();
+            self.cut.requests += if self.session.named { 0 } else { self.requests.sent() };
+        }
         self.session.lost();
         self.deliveries.lose(self.link.connection, &mut self.outputs);
         self.registrations.passed(u64::MAX, &mut self.outputs);
@@ -96,7 +171,7 @@ impl Client {
         );
         let wanted = if self.link.was_ready { self.config.reconnect } else { self.config.retry_initial };
         let given_up = self.config.max_reconnects.is_some_and(|max| self.link.failures > max);
-        let drained = self.draining && self.requests.waiting() == 0;
+        let drained = self.draining.is_some() && self.requests.len() == 0;
         if drained {
             self.link.phase = Phase::Idle;
             self.finish(Error::new(Code::Closed, "the client was closed"));
@@ -116,6 +191,7 @@ impl Client {
             self.outputs.push_back(Output::Disconnect);
         }
         self.end_connection(&reason);
+        self.cut.requests += if self.draining.is_some() { self.requests.len() } else { 0 };
         self.requests.lose_sent(&may_have_run(&reason), &mut self.outputs);
         self.requests.give_up_waiting(&reason.for_unsent(), &mut self.outputs);
         self.registrations.clear(&mut self.outputs);

@@ -15,7 +15,8 @@ use super::Client;
 use crate::{
     Error,
     link::Phase,
-    output::{Delivery, Event, Output, RegistrationId},
+    output::{Delivery, Event, Output, RegistrationId, Unclaimed},
+    requests::{info_of, result_of},
     session::Return,
 };
 
@@ -50,34 +51,29 @@ impl Client {
             epoch: welcome.epoch,
         });
         self.requests.expire(now, &mut self.outputs);
-        if !self.draining {
-            self.outputs.extend(self.registrations.messages().map(Output::Send));
+        self.outputs.extend(self.registrations.messages().map(Output::Send));
+        if returns != Return::Known {
+            let reason = "the connection was lost, and the server does not know what became of the request; it may have run";
+            self.requests.send_again(&Error::new(Code::ConnectionLost, reason), &mut self.outputs);
         }
         match returns {
-            Return::Known => {
+            Return::Known | Return::Heir => {
                 self.session.resuming = true;
                 self.say(ClientMessage::Resume(Resume {
                     boot: self.session.boot(),
-                    sequence: self.session.received(),
+                    sequence: self.session.horizon(),
                     open: self.requests.sent_numbers(true).collect(),
                     held: Vec::new(),
                 }));
             }
-            Return::Unknown => {
-                let reason = "the connection was lost, and the server does not know what became of the request; it may have run";
-                self.requests.send_again(&Error::new(Code::ConnectionLost, reason), &mut self.outputs);
-                self.flow(now);
-            }
+            Return::Unknown => self.flow(now),
         }
     }
 
     /// What was held back until the server was ready for it goes out.
     fn flow(&mut self, now: Time) {
         self.requests.send_waiting(self.link.max_payload, now, &mut self.outputs);
-        if self.draining {
-            self.begin_farewell(Time::NEVER);
-            self.leave_if_done(now);
-        }
+        self.leave_if_done(now);
     }
 
     /// What the broker knows of the requests that were open when the last connection broke.
@@ -101,10 +97,35 @@ impl Client {
 
     /// An outcome from the broker; those that are sent again after a reconnect count once.
     pub(super) fn replied(&mut self, reply: Reply, now: Time) -> Result<(), Error> {
-        let expected = self.session.take(&reply, now) && self.requests.reply(reply, &mut self.outputs)?;
-        self.counters.late_replies += u64::from(!expected);
+        if self.session.claims.concern(reply.number) {
+            self.unclaimed(reply, now);
+        } else {
+            let expected = self.session.take(&reply, now)
+                && (self.hold_back(&reply) || self.requests.reply(reply, &mut self.outputs)?);
+            self.counters.late_replies += u64::from(!expected);
+        }
         self.acknowledge(now);
         Ok(())
+    }
+
+    /// An outcome that an earlier process waited for.
+    fn unclaimed(&mut self, reply: Reply, now: Time) {
+        self.session.take(&reply, now);
+        if let Some(key) = self.session.claims.offer(reply.sequence) {
+            let (number, info, leg) = (reply.number, info_of(&reply), reply.leg);
+            self.outputs.push_back(Output::Unclaimed(Unclaimed {
+                key,
+                number,
+                info,
+                leg,
+                result: result_of(reply),
+            }));
+        }
+    }
+
+    /// What a leaving server did not take crossed its goodbye: the next server gets it.
+    fn hold_back(&mut self, reply: &Reply) -> bool {
+        reply.code == Some(Code::Draining) && self.link.farewell.is_some() && self.requests.hold_back(reply)
     }
 
     /// Tells the broker how far the outcomes are here, now and then.

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use ringpost_protocol::message::Verdict;
+use ringpost_protocol::message::{OpenState, Verdict};
 
 use super::*;
-use crate::{DeliveryKey, RegistrationId};
+use crate::{DeliveryKey, RegistrationId, UnclaimedKey};
 
 /// splitmix64.
 struct Random(u64);
@@ -28,6 +28,10 @@ struct Ledger {
     /// Deliveries that handlers hold, and whether they were told to stop.
     held: BTreeMap<DeliveryKey, bool>,
     last_number: u64,
+    /// Outcomes of an earlier process that are not taken yet.
+    unclaimed: Vec<UnclaimedKey>,
+    offered: usize,
+    named: bool,
     dialing: bool,
     connected: bool,
     closed: bool,
@@ -47,8 +51,9 @@ impl Ledger {
                 Output::Send(message) => {
                     assert!(self.connected, "said without a connection: {message:?}");
                     if let ClientMessage::Request(request) = message {
-                        assert!(request.number > self.last_number);
-                        self.last_number = request.number;
+                        // Under a session's name, what the broker never saw is sent again.
+                        assert!(request.number > self.last_number || self.named);
+                        self.last_number = self.last_number.max(request.number);
                     }
                 }
                 Output::Deliver(delivery) => assert_eq!(self.held.insert(delivery.key, false), None),
@@ -57,7 +62,12 @@ impl Ledger {
                     assert!(!self.dialing && !self.connected);
                     self.dialing = true;
                 }
-                Output::Disconnect => {
+                Output::Unclaimed(unclaimed) => {
+                    assert!(self.named && !self.unclaimed.contains(&unclaimed.key), "offered twice");
+                    self.unclaimed.push(unclaimed.key);
+                    self.offered += 1;
+                }
+                Output::Disconnect | Output::Abort => {
                     assert!(self.dialing || self.connected);
                     (self.dialing, self.connected) = (false, false);
                 }
@@ -72,7 +82,10 @@ fn any_message(random: &mut Random) -> ServerMessage {
     let number = random.below(40);
     let small = random.below(4) as u32;
     match random.below(40) {
-        0..=9 => reply(number),
+        0..=9 => {
+            let (sequence, content) = (random.below(60), Content::from_payload("3"));
+            ServerMessage::Reply(Reply { number, sequence, content, ..Reply::default() })
+        }
         10..=12 => failure(number, Code::Overloaded),
         13..=16 => leg(number, small, small + 1),
         17..=18 => ServerMessage::Legs { number, expected: small },
@@ -88,6 +101,12 @@ fn any_message(random: &mut Random) -> ServerMessage {
         38 => match random.below(8) {
             0 => report(Scope::Connection, 0, Code::Malformed),
             1 => welcome(),
+            2..=5 => {
+                let states = [OpenState::Running, OpenState::Outcome, OpenState::Lost, OpenState::NeverSeen];
+                let state = |number| (number, states[number as usize % 4]);
+                let open = (0..40).filter(|_| random.below(2) == 0).map(state).collect();
+                ServerMessage::Resumed { open, forgotten: Vec::new() }
+            }
             _ => ServerMessage::Acknowledge { sequence: number },
         },
         _ => match random.below(8) {
@@ -125,6 +144,13 @@ fn step(rig: &mut Rig, ledger: &mut Ledger, random: &mut Random, token: u64) {
             rig.client.deregister(RegistrationId(random.below(6) as u32));
         }
         16 => drop(rig.client.register("adder", 1)),
+        17 if random.below(2) == 0 => {
+            if let Some(key) = ledger.unclaimed.pop() {
+                rig.client.claim(key, rig.now);
+                assert!(!rig.client.claim(key, rig.now), "claimed twice");
+            }
+        }
+        18 if random.below(100) == 0 => rig.client.drain(rig.now + ms(random.below(5000)), rig.now),
         17 if random.below(6) == 0 => {
             ledger.connected = false;
             rig.client.disconnected("cut", rig.now);
@@ -138,7 +164,10 @@ fn step(rig: &mut Rig, ledger: &mut Ledger, random: &mut Random, token: u64) {
                     ledger.connected = true;
                     rig.client.connected(rig.now);
                     if random.below(4) != 0 {
-                        rig.client.received(welcome(), rig.now);
+                        let ServerMessage::Welcome(welcome) = welcome() else { unreachable!() };
+                        let (boot, epoch) = (5 + random.below(2), 1 + random.below(3));
+                        let welcome = Welcome { boot, epoch, next_number: random.below(20), ..welcome };
+                        rig.client.received(ServerMessage::Welcome(welcome), rig.now);
                     }
                 }
             }
@@ -149,25 +178,37 @@ fn step(rig: &mut Rig, ledger: &mut Ledger, random: &mut Random, token: u64) {
 }
 
 /// Every request ends exactly once, numbers rise, nothing is said without a connection, each handler is told at most
-/// once to stop, and the invariants hold after each step.
+/// once to stop, each kept outcome is offered once, and the invariants hold after each step.
 #[test]
 fn any_order_of_anything() {
+    let mut offered = 0;
     for seed in 0..200 {
         let mut random = Random(seed);
         let task_interval = ms([0, 30][random.below(2) as usize]);
-        let mut rig = Rig::new(ClientConfig { seed, task_interval, reconnect_interval: ms(50), ..config() });
-        let mut ledger = Ledger { dialing: true, ..Ledger::default() };
+        let named = seed % 2 == 1;
+        let session = if named { "s".into() } else { Default::default() };
+        let config = ClientConfig {
+            seed,
+            session,
+            task_interval,
+            max_unclaimed: random.below(4) as usize,
+            ..config()
+        };
+        let mut rig = Rig::new(ClientConfig { reconnect_interval: ms(50), ..config });
+        let mut ledger = Ledger { dialing: true, named, ..Ledger::default() };
         for token in 0..600 {
             step(&mut rig, &mut ledger, &mut random, token);
             ledger.take(rig.outputs());
             assert_eq!(rig.client.open_requests(), ledger.open.len(), "seed {seed}");
         }
         if random.below(2) == 0 {
-            rig.client.drain(rig.now);
+            rig.client.drain(rig.now + ms(1), rig.now);
             ledger.take(rig.outputs());
         }
         rig.client.close();
         ledger.take(rig.outputs());
         assert!(ledger.closed && ledger.open.is_empty(), "seed {seed}");
+        offered += ledger.offered;
     }
+    assert!(offered > 100, "{offered} kept outcomes: the histories hardly reach them");
 }

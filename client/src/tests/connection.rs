@@ -14,7 +14,7 @@ fn pause(outputs: &[Output]) -> Option<Duration> {
 }
 
 /// Why the client closed, among some outputs.
-fn closed(outputs: &[Output]) -> Option<Code> {
+pub(super) fn closed(outputs: &[Output]) -> Option<Code> {
     outputs.iter().find_map(|output| match output {
         Output::Event(Event::Closed(reason)) => Some(reason.kind()),
         _ => None,
@@ -82,7 +82,7 @@ fn silence_is_noticed() {
     assert_eq!(rig.receive(ServerMessage::Ping(77)), [Output::Send(ClientMessage::Pong(77))]);
     assert_eq!(rig.pass(secs(5)), [Output::Send(ClientMessage::Ping(2))]);
     let outputs = rig.pass(secs(10));
-    assert_eq!(outputs[..2], [Output::Send(ClientMessage::Ping(3)), Output::Disconnect]);
+    assert_eq!(outputs[..2], [Output::Send(ClientMessage::Ping(3)), Output::Abort], "nobody reads a goodbye");
     assert!(pause(&outputs).is_some());
     assert_eq!(rig.client.counters().lost_connections, 1);
 }
@@ -106,7 +106,7 @@ fn a_silent_server_is_no_server() {
     rig.client.connected(rig.now);
     rig.outputs();
     let outputs = rig.pass(secs(5));
-    assert!(outputs[0] == Output::Disconnect && pause(&outputs).is_some());
+    assert!(outputs[0] == Output::Abort && pause(&outputs).is_some());
     let mut rig = Rig::new(ClientConfig { retry_initial: false, ..config() });
     rig.client.connected(rig.now);
     rig.outputs();
@@ -203,49 +203,6 @@ fn goaway_has_an_end() {
     );
 }
 
-/// Draining takes nothing new, finishes requests and deliveries, and what crossed the goodbye, then ends.
-#[test]
-fn drain_loses_nothing() {
-    let mut rig = Rig::ready(config());
-    rig.client.register("adder", 1).unwrap();
-    let number = rig.sent_behind_registration(1);
-    rig.client.drain(rig.now);
-    let outputs = rig.outputs();
-    assert_eq!(outputs, [Output::Send(ClientMessage::Goaway), Output::Send(ClientMessage::Ping(1))]);
-    assert_eq!(rig.client.request(plain(), 2, rig.now).unwrap_err().kind(), Code::Closed);
-    assert_eq!(ends(&rig.receive(reply(number))), [(1, None, true)]);
-    rig.receive(deliver(5, 1));
-    assert_eq!(rig.receive(ServerMessage::Pong(1)), []);
-    assert!(rig.client.answer(
-        DeliveryKey { connection: 1, delivery: 5 },
-        Verdict::Reply,
-        Content::default(),
-        rig.now
-    ));
-    let outputs = rig.outputs();
-    assert!(matches!(outputs[..2], [Output::Send(ClientMessage::Answer(_)), Output::Disconnect]));
-    assert_eq!(closed(&outputs), Some(Code::Closed));
-}
-
-/// Draining without a connection still sends what waits; with nothing to do it ends at once.
-#[test]
-fn drain_before_the_welcome() {
-    let mut rig = Rig::new(config());
-    rig.request(plain(), 1);
-    rig.client.drain(rig.now);
-    assert_eq!(rig.outputs(), []);
-    let outputs = rig.connect();
-    assert_eq!((requests(&outputs).len(), outputs.len()), (1, 3));
-    rig.receive(ServerMessage::Pong(1));
-    let outputs = rig.receive(reply(1));
-    assert_eq!((ends(&outputs), closed(&outputs)), (vec![(1, None, true)], Some(Code::Closed)));
-
-    let mut rig = Rig::new(config());
-    rig.client.drain(rig.now);
-    let outputs = rig.outputs();
-    assert_eq!((&outputs[0], closed(&outputs)), (&Output::Disconnect, Some(Code::Closed)));
-}
-
 /// Closing cancels what is open at the broker, tells handlers, and is final.
 #[test]
 fn close_ends_everything() {
@@ -298,7 +255,7 @@ fn words_out_of_place_end_the_connection() {
 
 impl Rig {
     /// Like [`Rig::sent`], where a registration's message is still to be taken.
-    fn sent_behind_registration(&mut self, token: u64) -> u64 {
+    pub(super) fn sent_behind_registration(&mut self, token: u64) -> u64 {
         self.outputs();
         self.sent(RequestFlags::default(), token)
     }

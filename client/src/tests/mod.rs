@@ -2,9 +2,11 @@
 
 mod any_order;
 mod connection;
+mod draining;
 mod handling;
 mod requesting;
 mod sessions;
+mod unclaimed;
 
 use std::time::Duration;
 

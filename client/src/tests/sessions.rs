@@ -4,17 +4,17 @@ use ringpost_protocol::message::{OpenState, Resume, Target};
 
 use super::*;
 
-fn named() -> ClientConfig {
+pub(super) fn named() -> ClientConfig {
     ClientConfig { session: "tester".into(), ..ClientConfig::default() }
 }
 
 /// Loses the connection and comes back to a server of this boot, which has seen the session so often.
-fn come_back(rig: &mut Rig, boot: u64, epoch: u64) -> Vec<Output> {
+pub(super) fn come_back(rig: &mut Rig, boot: u64, epoch: u64) -> Vec<Output> {
     rig.lose("cut");
     come_back_from_pause(rig, boot, epoch)
 }
 
-fn come_back_from_pause(rig: &mut Rig, boot: u64, epoch: u64) -> Vec<Output> {
+pub(super) fn come_back_from_pause(rig: &mut Rig, boot: u64, epoch: u64) -> Vec<Output> {
     while !matches!(rig.pass(ms(100)).last(), Some(Output::Connect)) {}
     rig.client.connected(rig.now);
     rig.outputs();
@@ -24,12 +24,21 @@ fn come_back_from_pause(rig: &mut Rig, boot: u64, epoch: u64) -> Vec<Output> {
     outputs
 }
 
-fn outcome(number: u64, sequence: u64) -> ServerMessage {
+pub(super) fn outcome(number: u64, sequence: u64) -> ServerMessage {
     ServerMessage::Reply(Reply { number, sequence, content: Content::from_payload("3"), ..Reply::default() })
 }
 
-fn resumed(open: &[(u64, OpenState)]) -> ServerMessage {
+pub(super) fn resumed(open: &[(u64, OpenState)]) -> ServerMessage {
     ServerMessage::Resumed { open: open.to_vec(), forgotten: Vec::new() }
+}
+
+/// The acknowledgements among some outputs.
+pub(super) fn acknowledged(outputs: &[Output]) -> Vec<u64> {
+    let sequence = |output: &Output| match output {
+        Output::Send(ClientMessage::Acknowledge(Target::Number(sequence))) => Some(*sequence),
+        _ => None,
+    };
+    outputs.iter().filter_map(sequence).collect()
 }
 
 /// What is open stays open, and the broker's word decides on each: run on, outcome, send again, lost.
@@ -129,13 +138,6 @@ fn the_time_away_counts() {
 #[test]
 fn outcomes_are_acknowledged() {
     let mut rig = Rig::ready(named());
-    let acknowledged = |outputs: &[Output]| {
-        let sequence = |output: &Output| match output {
-            Output::Send(ClientMessage::Acknowledge(Target::Number(sequence))) => Some(*sequence),
-            _ => None,
-        };
-        outputs.iter().filter_map(sequence).collect::<Vec<_>>()
-    };
     for number in 1..=63 {
         rig.sent(RequestFlags::default(), number);
         assert!(acknowledged(&rig.receive(outcome(number, number))).is_empty());
@@ -154,4 +156,42 @@ fn goodbye() {
     let mut rig = Rig::ready(named());
     rig.client.close();
     assert_eq!(count(&rig.outputs(), &Output::Send(ClientMessage::Goaway)), 1);
+}
+
+/// What a leaving server did not take, or gave up on, goes to the next one, before what was made later and with the attempts
+/// that are left; without any left, and for a broadcast, `draining` is the outcome.
+#[test]
+fn what_a_leaving_server_did_not_take() {
+    let mut rig = Rig::ready(named());
+    for (token, max_attempts) in [(1, 0), (2, 0), (3, 3), (4, 1)] {
+        rig.request(RequestSpec { max_attempts, ..plain() }, token);
+    }
+    rig.outputs();
+    rig.sent(RequestFlags::SEND, 5);
+    rig.sent(RequestFlags::BROADCAST, 6);
+    rig.receive(ServerMessage::Goaway { grace_ms: 10_000, reason: "restart".into() });
+    rig.request(plain(), 7);
+    let refused = |number, attempt, sequence| {
+        ServerMessage::Reply(Reply {
+            number,
+            attempt,
+            sequence,
+            code: Some(Code::Draining),
+            ..Reply::default()
+        })
+    };
+    for (number, attempt, sequence) in [(2, 0, 1), (1, 0, 2), (3, 2, 3), (5, 0, 4)] {
+        assert_eq!(ends(&rig.receive(refused(number, attempt, sequence))), []);
+    }
+    let draining = Some(Code::Draining);
+    assert_eq!(ends(&rig.receive(refused(4, 1, 5))), [(4, draining, true)]);
+    assert_eq!(ends(&rig.receive(refused(6, 0, 6))), [(6, draining, true)]);
+    let outputs = rig.receive(ServerMessage::Pong(1));
+    assert_eq!(count(&outputs, &Output::Disconnect), 1, "nothing is open here: {outputs:?}");
+    let outputs = come_back_from_pause(&mut rig, 6, 1);
+    let again: Vec<_> = requests(&outputs).iter().map(|request| request.max_attempts).collect();
+    assert_eq!(again, [1, 1, 1, 1, 0], "1, 2, 3, 5 and 7");
+    let accepted = ServerMessage::Accepted { upto: 10, tag: Default::default() };
+    assert_eq!(ends(&rig.receive(accepted)), [(5, None, true)]);
+    assert_eq!(ends(&rig.receive(outcome(7, 1))), [(1, None, true)]);
 }

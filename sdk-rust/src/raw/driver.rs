@@ -10,13 +10,14 @@ use std::{
 use ringpost_protocol::{message::ServerMessage, time::Time};
 use tokio::{
     net::TcpStream,
+    sync::watch,
     time::{Sleep, sleep_until},
 };
 
 use super::{
     Client, CompletionSink,
-    shared::{Batch, Turn},
-    socket::{Receiver, Sender, dial, part},
+    shared::{Batch, Parting, Turn},
+    socket::{FAREWELL_TIMEOUT, Receiver, Sender, dial, part},
 };
 use crate::Address;
 
@@ -29,6 +30,8 @@ pub(super) async fn run(mut driver: Driver, address: Address) {
     loop {
         let turn = driver.turn();
         if turn.closed {
+            let unsent_bytes = parted(driver.parting.take()).await;
+            driver.client.shared.left_unsent(unsent_bytes);
             return;
         }
         if turn.wanted.connect {
@@ -48,11 +51,22 @@ pub(super) struct Driver {
     sink: Arc<dyn CompletionSink>,
     batch: Batch,
     messages: Vec<ServerMessage>,
+    /// The goodbye of the last connection, which goes on beside everything else.
+    parting: Option<Goodbye>,
+}
+
+/// Gives the bytes that were not taken, when the connection is gone.
+type Goodbye = watch::Receiver<Option<usize>>;
+
+/// Waits until the last connection is gone. A goodbye that was dropped with its runtime has left nothing to wait for.
+async fn parted(goodbye: Option<Goodbye>) -> usize {
+    let Some(mut goodbye) = goodbye else { return 0 };
+    goodbye.wait_for(Option::is_some).await.ok().and_then(|unsent_bytes| *unsent_bytes).unwrap_or(0)
 }
 
 impl Driver {
     pub(super) fn new(client: Client, sink: Arc<dyn CompletionSink>) -> Self {
-        Self { client, sink, batch: Batch::default(), messages: Vec::new() }
+        Self { client, sink, batch: Batch::default(), messages: Vec::new(), parting: None }
     }
 
     /// Lets time pass and hands out what there is. No lock is held while the sink runs.
@@ -88,11 +102,18 @@ impl Driver {
     }
 
     /// Opens a connection; meanwhile time passes, and the client may change its mind.
+    ///
+    /// The goodbye of the connection before comes first: a server that welcomes the session again would cut that one
+    /// off, with the answers that are still on their way.
     async fn connect(&mut self, address: &Address, alarm: &mut Alarm) -> Option<TcpStream> {
-        let mut dialing = pin!(dial(address));
+        let goodbye = self.parting.clone();
+        let mut dialing = pin!(async {
+            parted(goodbye).await;
+            dial(address).await
+        });
         loop {
             let turn = self.turn();
-            if turn.wanted.disconnect {
+            if turn.wanted.disconnect.is_some() {
                 return None;
             }
             let shared = &self.client.shared;
@@ -114,23 +135,37 @@ impl Driver {
         }
     }
 
+    /// Says goodbye beside everything else, for 2 s or, in a client that drains, until its deadline.
+    fn part(&mut self, sender: Sender, receiver: Receiver) {
+        let shared = &self.client.shared;
+        let drained = shared.with(|client, _| client.draining()).map(|until| shared.instant(until));
+        let soon = Instant::now() + FAREWELL_TIMEOUT;
+        let latest = drained.map_or(soon, |drained| drained.max(soon));
+        let (parted, parting) = watch::channel(None);
+        self.parting = Some(parting);
+        tokio::spawn(async move {
+            let unsent_bytes = part(sender, receiver, latest.into()).await;
+            parted.send_replace(Some(unsent_bytes));
+        });
+    }
+
     /// Speaks on a connection until either side ends it.
-    async fn serve(&mut self, mut stream: TcpStream, alarm: &mut Alarm) {
-        let (read, write) = stream.split();
+    async fn serve(&mut self, stream: TcpStream, alarm: &mut Alarm) {
+        let (read, write) = stream.into_split();
         let (mut receiver, mut sender) = (Receiver::new(read), Sender::new(write));
         self.client.shared.with(|client, now| client.connected(now));
         let reason = loop {
             let turn = self.turn();
             let shared = self.client.shared.clone();
-            if sender.is_idle() || turn.wanted.disconnect {
+            if turn.wanted.disconnect == Some(Parting::AtOnce) {
+                return shared.discard_outgoing();
+            }
+            if sender.is_idle() || turn.wanted.disconnect.is_some() {
                 let (waiting, written) = sender.queues();
                 shared.take_outgoing(waiting, written);
             }
-            if turn.wanted.disconnect {
-                if let Err(error) = part(sender, receiver).await {
-                    tracing::debug!(%error, "the connection did not end in good order");
-                }
-                return;
+            if turn.wanted.disconnect.is_some() {
+                return self.part(sender, receiver);
             }
             if let Err(error) = sender.write() {
                 break format!("writing to the server: {error}");

@@ -7,7 +7,7 @@
 //! The futures of [`crate::Client`] are one such sink.
 //!
 //! ```no_run
-//! use std::sync::Arc;
+//! use std::{sync::Arc, time::Duration};
 //! use ringpost::{Address, raw};
 //!
 //! struct Printer;
@@ -27,7 +27,7 @@
 //! client.start();
 //! let content = raw::Content::from_parts(b"greet", b"", b"", b"\"you\"");
 //! client.request(raw::RequestSpec { content, ..raw::RequestSpec::default() }, 1)?;
-//! client.drain();
+//! client.drain(Duration::from_secs(10));
 //! client.ended().await;
 //! # Ok(()) }
 //! ```
@@ -36,15 +36,13 @@ mod driver;
 mod shared;
 mod socket;
 
-use std::{
-    sync::Arc,
-    task::{Context, Poll},
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use ringpost_client::Error;
 pub use ringpost_client::{
-    ClientConfig, Completion, Counters, Delivery, DeliveryKey, Event, RegistrationId, RequestKey, RequestSpec,
+    ClientConfig, Completion, Counters, Delivery, DeliveryKey, Event, RegistrationId, RequestKey,
+    RequestSpec, Unclaimed, UnclaimedKey,
 };
 use ringpost_protocol::Code;
 pub use ringpost_protocol::{
@@ -53,6 +51,7 @@ pub use ringpost_protocol::{
 };
 use tokio::runtime::Handle;
 
+pub(crate) use self::shared::ROOM_BYTES;
 use self::{driver::Driver, shared::Shared};
 use crate::Address;
 
@@ -82,6 +81,9 @@ pub enum Notice {
     },
     /// Nobody waits for the answer to this delivery any more. It must be answered all the same.
     CancelDelivery(DeliveryKey),
+    /// An outcome that was kept for an earlier process; see [`ClientConfig::max_unclaimed`]. [`Client::claim`] it once it
+    /// is in safe hands.
+    Unclaimed(Unclaimed),
     /// The actions that have handlers now: JSON text of an array of strings.
     Receivers(Bytes),
     /// The broker took a registration; again after each reconnect.
@@ -92,6 +94,25 @@ pub enum Notice {
     Deregistered(RegistrationId),
     /// Something happened to the connection.
     Event(Event),
+}
+
+/// What a client that was drained could not finish before its deadline, or because its connection was lost meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Drained {
+    /// Requests that ended with the client instead of with their outcome.
+    pub requests: usize,
+    /// Requests that handlers held: what they answer goes nowhere.
+    pub handlers: usize,
+    /// Bytes, of the last answers for example, that the server did not take.
+    pub unsent_bytes: usize,
+}
+
+impl Drained {
+    /// Whether nothing was cut off.
+    pub fn is_complete(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A connection that is kept, without futures. Clones share it.
@@ -126,7 +147,7 @@ impl Client {
 
     /// Makes a request; its outcome comes to the sink under this token.
     ///
-    /// It never waits. A caller that can outrun the network asks [`Client::poll_room`] first, or holds its number of
+    /// It never waits. A caller that can outrun the network asks [`Client::has_room`] first, or holds its number of
     /// open requests within bounds.
     ///
     /// # Errors
@@ -140,9 +161,14 @@ impl Client {
         self.shared.with(|client, now| client.cancel(key, now))
     }
 
-    /// Ready while the unsent bytes of this connection are few enough to take more; else the waker is called then.
-    pub fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.shared.poll_room(cx)
+    /// Whether less than 4 MiB of what was said on this connection is unsent.
+    pub fn has_room(&self) -> bool {
+        self.shared.has_room()
+    }
+
+    /// Waits for that. Others may take the room before the caller does.
+    pub async fn room(&self) {
+        self.shared.room().await;
     }
 
     /// Answers a delivery. `false` if it is not held any more.
@@ -173,14 +199,25 @@ impl Client {
         self.shared.with(|client, _| client.set_credit(id, credit));
     }
 
+    /// Says that an outcome of [`Notice::Unclaimed`] is in safe hands. `false` if that is not news.
+    pub fn claim(&self, key: UnclaimedKey) -> bool {
+        self.shared.with(|client, now| client.claim(key, now))
+    }
+
     /// Whether to be told the receivers.
     pub fn watch_receivers(&self, watch: bool) {
         self.shared.with(|client, _| client.watch_receivers(watch));
     }
 
-    /// Takes nothing new, finishes what is open, then closes.
-    pub fn drain(&self) {
-        self.shared.with(|client, now| client.drain(now));
+    /// Takes nothing new, finishes what is open, then closes; after `deadline` it closes anyway. Called again, the
+    /// earlier end counts. [`Client::ended`] tells when that is over, and [`Client::drained`] what was cut off.
+    pub fn drain(&self, deadline: Duration) {
+        self.shared.with(|client, now| client.drain(now + deadline, now));
+    }
+
+    /// What was cut off, after [`Client::drain`].
+    pub fn drained(&self) -> Drained {
+        self.shared.drained()
     }
 
     /// Closes at once.

@@ -3,18 +3,17 @@
 use std::{
     mem,
     sync::{Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, Waker},
     time::Instant,
 };
 
-use ringpost_client::{Client, ClientConfig, Completion, Delivery, Output};
+use ringpost_client::{Client, ClientConfig, Completion, Cut, Delivery, Output};
 use ringpost_protocol::{Outgoing, Segment, frame::encode_client, message::ServerMessage, time::Time};
 use tokio::sync::{Notify, watch};
 
-use super::Notice;
+use super::{Drained, Notice};
 
 /// Unsent bytes over which callers are asked to wait.
-const ROOM_BYTES: usize = 4 << 20;
+pub(crate) const ROOM_BYTES: usize = 4 << 20;
 /// Send buffers that are kept for the next turn.
 const SPARE_BUFFERS: usize = 2;
 /// A buffer that grew beyond this is not kept.
@@ -34,19 +33,29 @@ impl Batch {
     }
 }
 
+/// How a connection is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Parting {
+    /// What was to be sent leaves first.
+    InOrder,
+    /// The server is silent.
+    AtOnce,
+}
+
 /// What the core wants done to the connection itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Wanted {
     pub(super) connect: bool,
-    pub(super) disconnect: bool,
+    pub(super) disconnect: Option<Parting>,
 }
 
 impl Wanted {
     /// Takes what is to be done now. The next connection has to wait for the end of the one before it: where both are
     /// wanted, it stays.
     fn take_next(&mut self) -> Self {
-        let now = Self { connect: self.connect && !self.disconnect, disconnect: self.disconnect };
-        *self = Self { connect: self.connect && self.disconnect, disconnect: false };
+        let ends = self.disconnect.is_some();
+        let now = Self { connect: self.connect && !ends, disconnect: self.disconnect };
+        *self = Self { connect: self.connect && ends, disconnect: None };
         now
     }
 }
@@ -67,8 +76,8 @@ struct State {
     wanted: Wanted,
     /// `None` while the task is awake and will look by itself.
     asleep: Option<Asleep>,
-    /// Callers that wait for room.
-    crowd: Vec<Waker>,
+    /// Bytes of the last goodbye that the server did not take.
+    unsent_bytes: usize,
     spare: Vec<Vec<u8>>,
 }
 
@@ -76,6 +85,8 @@ struct State {
 pub(super) struct Shared {
     state: Mutex<State>,
     wake: Notify,
+    /// Callers that wait for room are told here.
+    room: Notify,
     origin: Instant,
     ended: watch::Sender<bool>,
 }
@@ -98,10 +109,11 @@ impl Shared {
                 batch: Batch::default(),
                 wanted: Wanted::default(),
                 asleep: None,
-                crowd: Vec::new(),
+                unsent_bytes: 0,
                 spare: Vec::new(),
             }),
             wake: Notify::new(),
+            room: Notify::new(),
             origin: Instant::now(),
             ended: watch::Sender::new(false),
         }
@@ -178,18 +190,14 @@ impl Shared {
         }
         into.extend(std::iter::from_fn(|| state.outgoing.pop(|| state.spare.pop().unwrap_or_default())));
         // There is room now. Wakers are the application's: they are called without the lock.
-        let crowd = mem::take(&mut state.crowd);
         drop(guard);
-        crowd.into_iter().for_each(Waker::wake);
+        self.room.notify_waiters();
     }
 
     /// The socket is gone: what was to be written on it is nobody's.
     pub(super) fn discard_outgoing(&self) {
-        let mut state = self.lock();
-        state.outgoing.clear();
-        let crowd = mem::take(&mut state.crowd);
-        drop(state);
-        crowd.into_iter().for_each(Waker::wake);
+        self.lock().outgoing.clear();
+        self.room.notify_waiters();
     }
 
     /// Until when the task may sleep; `None` if there is something to do first. `can_write`: whether the socket would
@@ -209,15 +217,30 @@ impl Shared {
         self.wake.notified().await;
     }
 
-    pub(super) fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut state = self.lock();
-        if state.outgoing.len() < ROOM_BYTES {
-            return Poll::Ready(());
+    pub(super) fn has_room(&self) -> bool {
+        self.lock().outgoing.len() < ROOM_BYTES
+    }
+
+    pub(super) async fn room(&self) {
+        loop {
+            // `notify_waiters` reaches a future from its creation on, so that asking after it misses nothing.
+            let told = self.room.notified();
+            if self.has_room() {
+                return;
+            }
+            told.await;
         }
-        if !state.crowd.last().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            state.crowd.push(cx.waker().clone());
-        }
-        Poll::Pending
+    }
+
+    /// So many bytes could not be written before the connection ended.
+    pub(super) fn left_unsent(&self, bytes: usize) {
+        self.lock().unsent_bytes = bytes;
+    }
+
+    pub(super) fn drained(&self) -> Drained {
+        let state = self.lock();
+        let Cut { requests, deliveries } = state.client.cut();
+        Drained { requests, handlers: deliveries, unsent_bytes: state.unsent_bytes }
     }
 
     /// The task is over.
@@ -255,9 +278,14 @@ impl State {
                 }
                 Output::Disconnect => {
                     // A connection that was wanted but not yet begun is not wanted any more.
-                    self.wanted = Wanted { connect: false, disconnect: true };
+                    self.wanted = Wanted { connect: false, disconnect: Some(Parting::InOrder) };
                     continue;
                 }
+                Output::Abort => {
+                    self.wanted = Wanted { connect: false, disconnect: Some(Parting::AtOnce) };
+                    continue;
+                }
+                Output::Unclaimed(unclaimed) => Notice::Unclaimed(unclaimed),
                 Output::Progress { token, content } => Notice::Progress { token, content },
                 Output::CancelDelivery(key) => Notice::CancelDelivery(key),
                 Output::Receivers(list) => Notice::Receivers(list),
@@ -287,8 +315,10 @@ impl State {
 #[cfg(test)]
 mod tests {
     use std::{
+        future::Future,
+        pin::pin,
         sync::{Arc, Weak},
-        task::Wake,
+        task::{Context, Wake},
     };
 
     use super::*;
@@ -297,9 +327,9 @@ mod tests {
     /// the task comes late, and the pause between the two is over already.
     #[test]
     fn the_next_connection_waits_for_the_end_of_this_one() {
-        let mut wanted = Wanted { connect: true, disconnect: true };
-        assert_eq!(wanted.take_next(), Wanted { connect: false, disconnect: true });
-        assert_eq!(wanted.take_next(), Wanted { connect: true, disconnect: false });
+        let mut wanted = Wanted { connect: true, disconnect: Some(Parting::InOrder) };
+        assert_eq!(wanted.take_next(), Wanted { connect: false, disconnect: Some(Parting::InOrder) });
+        assert_eq!(wanted.take_next(), Wanted { connect: true, disconnect: None });
         assert_eq!(wanted.take_next(), Wanted::default());
     }
 
@@ -316,8 +346,9 @@ mod tests {
         let shared = Arc::new(Shared::new(ClientConfig::default()));
         shared.lock().outgoing.tail().resize(ROOM_BYTES, 0);
         let waker = Arc::new(Caller(Arc::downgrade(&shared))).into();
-        assert!(shared.poll_room(&mut Context::from_waker(&waker)).is_pending());
+        let mut room = pin!(shared.room());
+        assert!(room.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
         shared.take_outgoing(&mut Vec::new(), &mut Vec::new());
-        assert!(shared.poll_room(&mut Context::from_waker(&waker)).is_ready());
+        assert!(room.poll(&mut Context::from_waker(&waker)).is_ready());
     }
 }

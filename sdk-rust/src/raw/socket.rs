@@ -16,14 +16,14 @@ use ringpost_protocol::{
 use tokio::{
     io::AsyncReadExt,
     net::{TcpStream, tcp},
-    time::timeout,
+    time::{Instant, timeout, timeout_at},
 };
 
 use crate::Address;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a goodbye may take: writing what waits, and reading until the server has closed too.
-const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a server may do nothing during a goodbye: neither read what is written, nor close.
+pub(super) const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Room for one read.
 const READ_BYTES: usize = 64 << 10;
 /// Room for one read within a large frame: what its length claims is not taken on trust.
@@ -52,8 +52,8 @@ pub(super) async fn dial(address: &Address) -> Result<TcpStream, String> {
 
 /// The receiving half.
 #[derive(Debug)]
-pub(super) struct Receiver<'a> {
-    half: tcp::ReadHalf<'a>,
+pub(super) struct Receiver {
+    half: tcp::OwnedReadHalf,
     buffer: BytesMut,
     /// At least the size of the allocation behind the buffer, whose capacity is only what is left of it.
     allocated: usize,
@@ -61,8 +61,8 @@ pub(super) struct Receiver<'a> {
     greeted: bool,
 }
 
-impl<'a> Receiver<'a> {
-    pub(super) fn new(half: tcp::ReadHalf<'a>) -> Self {
+impl Receiver {
+    pub(super) fn new(half: tcp::OwnedReadHalf) -> Self {
         Self {
             half,
             buffer: BytesMut::new(),
@@ -118,8 +118,8 @@ fn prepare(buffer: &mut BytesMut, allocated: &mut usize, missing: usize) {
 
 /// The sending half.
 #[derive(Debug)]
-pub(super) struct Sender<'a> {
-    half: tcp::WriteHalf<'a>,
+pub(super) struct Sender {
+    half: tcp::OwnedWriteHalf,
     waiting: VecDeque<Segment>,
     /// Bytes of the first segment that are written.
     offset: usize,
@@ -127,8 +127,8 @@ pub(super) struct Sender<'a> {
     pub(super) written: Vec<Vec<u8>>,
 }
 
-impl<'a> Sender<'a> {
-    pub(super) fn new(half: tcp::WriteHalf<'a>) -> Self {
+impl Sender {
+    pub(super) fn new(half: tcp::OwnedWriteHalf) -> Self {
         let preface = Segment::Owned(Preface::plain().encode().to_vec());
         Self { half, waiting: VecDeque::from([preface]), offset: 0, written: Vec::new() }
     }
@@ -140,6 +140,12 @@ impl<'a> Sender<'a> {
 
     pub(super) fn is_idle(&self) -> bool {
         self.waiting.is_empty()
+    }
+
+    /// Bytes that wait to be written.
+    fn unsent_bytes(&self) -> usize {
+        let bytes: usize = self.waiting.iter().map(|segment| segment.as_ref().len()).sum();
+        bytes - self.offset
     }
 
     /// Waits until the socket takes bytes; for ever, if there are none.
@@ -184,25 +190,32 @@ impl<'a> Sender<'a> {
 
 /// Ends a connection in good order: writes what waits, says that nothing follows, and reads until the server has
 /// closed too. Closing with unread bytes would make the kernel reset the connection, and the server could lose what
-/// was written last.
-pub(super) async fn part(mut sender: Sender<'_>, mut receiver: Receiver<'_>) -> io::Result<()> {
+/// was written last. It takes until `latest` at most. How many bytes the server did not take.
+pub(super) async fn part(mut sender: Sender, mut receiver: Receiver, latest: Instant) -> usize {
     let orderly = async {
         while !sender.is_idle() {
-            sender.writable().await?;
+            patiently(sender.writable()).await?;
             sender.write()?;
         }
         tokio::io::AsyncWriteExt::shutdown(&mut sender.half).await?;
         loop {
             receiver.buffer.clear();
-            if receiver.read().await? == 0 {
-                return Ok(());
+            if patiently(receiver.read()).await? == 0 {
+                return io::Result::Ok(());
             }
         }
     };
-    match timeout(FAREWELL_TIMEOUT, orderly).await {
-        Ok(result) => result,
-        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    let outcome = timeout_at(latest, orderly).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    let unsent_bytes = sender.unsent_bytes();
+    if let Err(error) = outcome {
+        tracing::debug!(%error, unsent_bytes, "the connection did not end in good order");
     }
+    unsent_bytes
+}
+
+/// A step of a goodbye, as long as the server may do nothing.
+async fn patiently<T>(step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    timeout(FAREWELL_TIMEOUT, step).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 #[cfg(test)]
