@@ -4,13 +4,15 @@ SEEDS ?= 10000
 FROM ?= 1
 RUNS ?= 5
 SECONDS ?= 3
+TARGET ?= frames
 PREFIX ?= $(HOME)/.local
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt lint docs bench criterion compare simulate install clean
+.PHONY: help demo test check fmt lint docs bench criterion compare instructions \
+	instructions-record simulate fuzz install clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
 
 demo: ## the main job in 15 seconds: a server, handlers, requests, failures, a burst
 	$(CARGO) run --quiet --release --locked -p ringpost-cli --bin ringpost -- demo
@@ -40,7 +42,22 @@ compare: ## the same; NATS must be there
 criterion: ## micro benches of codec, scanner and core
 	$(CARGO) bench --locked -p ringpost-bench
 
-simulate: ## SEEDS=n FROM=n: many histories of the simulation
+instructions: ## callgrind's counts for codec and cores, compared with bench/INSTRUCTIONS.json; needs valgrind
+	@command -v valgrind >/dev/null || { echo "valgrind is not here: apt install valgrind (or dnf, pacman …)"; exit 69; }
+	$(CARGO) build --release --locked -p ringpost-bench
+	target/release/ringpost-bench instructions
+
+instructions-record: ## the same, written to bench/INSTRUCTIONS.json
+	@command -v valgrind >/dev/null || { echo "valgrind is not here: apt install valgrind (or dnf, pacman …)"; exit 69; }
+	$(CARGO) build --release --locked -p ringpost-bench
+	target/release/ringpost-bench instructions --record
+
+fuzz: ## TARGET=frames|json|broker|client SECONDS=n: libFuzzer; needs nightly and cargo-fuzz
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || { echo "cargo-fuzz is not here: cargo install cargo-fuzz"; exit 69; }
+	$(CARGO) run --quiet --locked -p ringpost-fuzz-targets --bin fuzz-seeds fuzz/corpus
+	$(CARGO) +nightly fuzz run $(TARGET) -- -max_total_time=$(SECONDS)
+
+simulate: ## SEEDS=n FROM=n: many histories of the simulation; stops at one that fails, and cuts it down
 	$(CARGO) run --quiet --release --locked -p ringpost-tests --bin simulate -- --seeds $(SEEDS) --from $(FROM)
 
 install: ## the command `ringpost` into PREFIX/bin

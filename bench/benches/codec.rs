@@ -5,31 +5,15 @@
 
 use std::hint::black_box;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use ringpost_bench::work::frames::{client_messages, encoded, server_messages};
 use ringpost_protocol::{
-    Content, Outgoing,
+    Outgoing,
     frame::{FrameReader, decode_client, decode_server, encode_client, encode_server},
-    message::{Answer, ClientMessage, Deliver, Reply, Request, ServerMessage},
 };
 
 const SIZES: [usize; 2] = [128, 1024];
-
-fn content(size: usize, name: &[u8]) -> Content {
-    Content::from_parts(name, b"", b"", &vec![b'x'; size])
-}
-
-fn client_messages(size: usize) -> [(&'static str, ClientMessage); 2] {
-    let request = Request { number: 1, content: content(size, b"bench"), ..Request::default() };
-    let answer = Answer { delivery: 1, sequence: 1, content: content(size, b""), ..Answer::default() };
-    [("request", ClientMessage::Request(request)), ("answer", ClientMessage::Answer(answer))]
-}
-
-fn server_messages(size: usize) -> [(&'static str, ServerMessage); 2] {
-    let deliver = Deliver { delivery: 1, registration: 1, content: content(size, b""), ..Deliver::default() };
-    let reply = Reply { number: 1, sequence: 1, content: content(size, b""), ..Reply::default() };
-    [("deliver", ServerMessage::Deliver(deliver)), ("reply", ServerMessage::Reply(reply))]
-}
 
 fn encode(c: &mut Criterion) {
     let mut group = c.benchmark_group("frame/encode");
@@ -55,12 +39,6 @@ fn encode(c: &mut Criterion) {
         }
     }
     group.finish();
-}
-
-fn encoded(encode: impl FnOnce(&mut Outgoing)) -> Bytes {
-    let mut out = Outgoing::new();
-    encode(&mut out);
-    out.drain_to_vec().into()
 }
 
 fn decode(c: &mut Criterion) {

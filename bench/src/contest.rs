@@ -9,9 +9,13 @@ use std::{
 };
 
 use anyhow::Context;
-use ringpost_cli::load::{self, Options, Outcome, Progress, Server};
+use ringpost_cli::load::{self, Options, Outcome, Server};
 
-use crate::{nats::Nats, rows::Row};
+use crate::{
+    nats::Nats,
+    rows::{Clients, Row},
+    sdk::{self, AsyncNats, RingpostSdk},
+};
 
 /// The name of the side that is judged.
 pub const OWN: &str = "Ringpost";
@@ -37,7 +41,7 @@ impl Side {
     }
 
     /// A server on a free port of the loopback address. NATS gets one thread for Go code, since it gets one core.
-    fn command(&self) -> Command {
+    pub(crate) fn command(&self) -> Command {
         match self {
             Self::Ringpost(path) => {
                 let mut command = Command::new(path);
@@ -52,10 +56,12 @@ impl Side {
         }
     }
 
-    fn run(&self, options: &Options, on_progress: &mut dyn FnMut(Progress)) -> anyhow::Result<Outcome> {
-        match self {
-            Self::Ringpost(_) => load::run(options, on_progress),
-            Self::Nats(_) => load::run_with::<Nats>(options, on_progress),
+    fn run(&self, clients: Clients, options: &Options) -> anyhow::Result<Outcome> {
+        match (self, clients) {
+            (Self::Ringpost(_), Clients::Raw(_)) => load::run(options, &mut |_| {}),
+            (Self::Nats(_), Clients::Raw(_)) => load::run_with::<Nats>(options, &mut |_| {}),
+            (Self::Ringpost(_), Clients::Sdk) => sdk::run::<RingpostSdk>(options),
+            (Self::Nats(_), Clients::Sdk) => sdk::run::<AsyncNats>(options),
         }
     }
 
@@ -127,9 +133,9 @@ pub fn measure(
     for run in 1..=plan.runs {
         for measured in &mut all {
             for (side, (name, outcomes)) in sides.iter().zip(&mut measured.sides) {
-                let row = measured.row.number;
-                let outcome = measure_once(&measured.row, side, plan)
-                    .with_context(|| format!("run {run}, row {row}, {name}"))?;
+                let row = &measured.row;
+                let outcome = measure_once(row, side, plan)
+                    .with_context(|| format!("run {run}, row {}, {name}", row.number))?;
                 tell(&line(run, row, name, &outcome));
                 outcomes.push(outcome);
             }
@@ -146,15 +152,17 @@ fn measure_once(row: &Row, side: &Side, plan: Plan) -> anyhow::Result<Outcome> {
         pin: plan.cores.map(|cores| cores.load),
         ..Options::new(SocketAddr::from((Ipv4Addr::LOCALHOST, server.address().port())))
     };
-    side.run(&row.options(base), &mut |_| {})
+    side.run(row.clients, &row.options(base))
 }
 
-fn line(run: u32, row: u8, name: &str, outcome: &Outcome) -> String {
+fn line(run: u32, row: &Row, name: &str, outcome: &Outcome) -> String {
     let cpu = outcome
         .server_cpu
         .map_or_else(String::new, |share| format!("{:.2} µs server CPU, ", share.us_per_request));
     format!(
-        "run {run}, row {row}, {name:<8} {:>9.0}/s, {cpu}p50 {:.0} µs, {} errors, load generator {:.2} cores",
+        "run {run}, row {} ({} in flight), {name:<8} {:>9.0}/s, {cpu}p50 {:.0} µs, {} errors, load generator {:.2} cores",
+        row.number,
+        outcome.options.in_flight,
         outcome.requests_per_second,
         outcome.latency.p50_us,
         outcome.errors + outcome.unanswered,

@@ -1,15 +1,25 @@
-//! Benchmarks of Ringpost beside its peers: the rows of the table of figures, measured on both sides in one run.
+//! Benchmarks of Ringpost beside its peers, and what must not become slower without being noticed.
 //!
-//! * [`rows`]: what is measured, and what must be reached. [`contest`]: measuring it, side by side in turns.
-//!   [`report`]: the results as Markdown.
-//! * [`nats`]: NATS's protocol for the load generator, which puts the same load on both.
+//! * [`rows`]: the table of figures: what is measured, and what must be reached. [`contest`]: measuring it, side by side in
+//!   turns. [`nats`]: NATS's protocol for the load generator, which puts the same load on both. [`sdk`]: the load of the
+//!   rows that measure SDKs.
+//! * [`idle`]: the memory of idle connections. [`neighbours`]: what one misbehaving client does to the others.
+//! * [`report`]: the results as Markdown.
+//! * [`work`]: the path of a request through the pure crates, for the criterion benches and for [`instructions`], which
+//!   counts its instructions.
 //!
-//! The load generator itself belongs to the command (`ringpost bench`, [`ringpost_cli::load`]). The criterion benches
-//! of codec and cores are in `benches/`.
+//! The load generator itself belongs to the command (`ringpost bench`, [`ringpost_cli::load`]).
 
 #![forbid(unsafe_code)]
 
 pub mod contest;
+pub mod idle;
+pub mod instructions;
+pub mod misbehaviour;
 pub mod nats;
+pub mod neighbours;
 pub mod report;
 pub mod rows;
+pub mod sdk;
+pub mod spread;
+pub mod work;

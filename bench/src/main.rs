@@ -10,11 +10,14 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ringpost_bench::{
     contest::{self, Cores, Plan, Side},
-    report::{self, Circumstances},
+    idle,
+    instructions::{self, Comparison, Record},
+    neighbours,
+    report::{self, Circumstances, Results},
     rows::{ROWS, Row},
 };
 use ringpost_cli::load::Machine;
@@ -29,16 +32,34 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Work {
-    /// Measure rows of the table of figures; NATS too, if there is a nats-server.
+    /// Measure the figures; NATS too, if there is a nats-server.
     Rows(Rows),
     /// The same, but NATS must be there.
     Compare(Rows),
+    /// Count instructions of the pure crates under callgrind, and compare them with what was recorded.
+    Instructions(Instructions),
+    /// Do a piece of work so many times: what `instructions` runs under callgrind.
+    #[command(hide = true)]
+    Repeat { name: String, rounds: u32 },
+}
+
+#[derive(Debug, Args)]
+struct Instructions {
+    /// Record the counts instead of comparing them.
+    #[arg(long)]
+    record: bool,
+    /// Where they are recorded.
+    #[arg(long, default_value = "bench/INSTRUCTIONS.json")]
+    file: PathBuf,
 }
 
 #[derive(Debug, Args)]
 struct Rows {
+    /// What to measure.
+    #[arg(long, value_delimiter = ',', default_value = "rows,idle,neighbours")]
+    parts: Vec<Part>,
     /// Which rows.
-    #[arg(long, value_delimiter = ',', default_value = "1,2,3,4,5")]
+    #[arg(long, value_delimiter = ',', default_value = "1,2,3,4,5,7")]
     rows: Vec<u8>,
     /// Measurements of each row on each side.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
@@ -67,6 +88,16 @@ struct Rows {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// The rows of the table of figures.
+    Rows,
+    /// The memory of idle connections. Of Ringpost only.
+    Idle,
+    /// What one misbehaving client does to the others. Of Ringpost only.
+    Neighbours,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Only {
     Ringpost,
     Nats,
@@ -76,7 +107,42 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().work {
         Work::Rows(arguments) => run(&arguments, false),
         Work::Compare(arguments) => run(&arguments, true),
+        Work::Instructions(arguments) => count_instructions(&arguments),
+        Work::Repeat { name, rounds } => instructions::repeat(&name, rounds),
     }
+}
+
+fn count_instructions(arguments: &Instructions) -> anyhow::Result<()> {
+    if arguments.record {
+        return counted()?.write(&arguments.file);
+    }
+    // Before the counting, which takes its time.
+    let recorded = Record::read(&arguments.file)?;
+    let comparison = Comparison { recorded: &recorded, counted: &counted()? };
+    write!(io::stdout(), "{comparison}")?;
+    ensure!(
+        comparison.holds(),
+        "instructions differ by more than 3 % from {}: find out why, or record them by `make instructions-record`",
+        arguments.file.display()
+    );
+    Ok(())
+}
+
+fn counted() -> anyhow::Result<Record> {
+    telling(|tell| Record::count(tell))
+}
+
+/// Lets some work tell its progress on standard error.
+fn telling<T>(work: impl FnOnce(&mut dyn FnMut(&str)) -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let mut stderr = io::stderr();
+    let mut told = Ok(());
+    let outcome = work(&mut |line| {
+        if told.is_ok() {
+            told = writeln!(stderr, "{line}");
+        }
+    })?;
+    told.context("telling the progress")?;
+    Ok(outcome)
 }
 
 fn run(arguments: &Rows, needs_nats: bool) -> anyhow::Result<()> {
@@ -95,27 +161,37 @@ fn run(arguments: &Rows, needs_nats: bool) -> anyhow::Result<()> {
         command: env::args().collect::<Vec<_>>().join(" "),
         versions: sides.iter().map(Side::version).collect::<Result<_, _>>()?,
     };
-    let mut stderr = io::stderr();
-    let mut told = Ok(());
-    let measured = contest::measure(&rows, &sides, plan, &mut |line| {
-        if told.is_ok() {
-            told = writeln!(stderr, "{line}");
+    let has = |part| arguments.parts.contains(&part);
+    let ringpost = &arguments.ringpost;
+    let results = telling(|tell| {
+        let mut results = Results::default();
+        if has(Part::Rows) {
+            results.rows = contest::measure(&rows, &sides, plan, tell)?;
         }
+        if has(Part::Idle) {
+            results.idle = idle::measure(ringpost, plan, tell)?;
+        }
+        if has(Part::Neighbours) {
+            results.neighbours = neighbours::measure(ringpost, plan, tell)?;
+        }
+        Ok(results)
     })?;
-    told.context("telling the progress")?;
     let mut text = String::new();
-    report::write(&mut text, &circumstances, plan, &measured)?;
+    report::write(&mut text, &circumstances, plan, &results)?;
     fs::write(&arguments.out, &text).with_context(|| format!("writing {}", arguments.out.display()))?;
     io::stdout().write_all(text.as_bytes())?;
     Ok(())
 }
 
 fn chosen_rows(numbers: &[u8]) -> anyhow::Result<Vec<Row>> {
-    let find = |&number: &u8| {
-        let row = ROWS.iter().find(|row| row.number == number).copied();
-        row.with_context(|| format!("there is no row {number}: rows 1 to {} can be measured", ROWS.len()))
-    };
-    numbers.iter().map(find).collect()
+    let mut chosen = Vec::new();
+    for &number in numbers {
+        let before = chosen.len();
+        chosen.extend(ROWS.into_iter().filter(|row| row.number == number));
+        let known = || ROWS.map(|row| row.number.to_string()).join(", ");
+        ensure!(chosen.len() > before, "row {number} is none of those that can be measured: {}", known());
+    }
+    Ok(chosen)
 }
 
 /// Ringpost first: it is the one that is judged.

@@ -1,10 +1,20 @@
 //! Results as Markdown: the goals at the top, every figure with its spread below, and how to get them again.
 
-use std::fmt::{self, Display, Write};
+use std::fmt::{self, Write};
 
 use ringpost_cli::load::{Machine, Outcome};
 
-use crate::contest::{Measured, OWN, PEER, Plan};
+use crate::{
+    contest::{Measured, OWN, PEER, Plan},
+    idle::Idle,
+    neighbours::Pairs,
+    spread::Spread,
+};
+
+/// What each idle connection may cost.
+const MAX_IDLE_BYTES: f64 = 8192.0;
+/// How much longer the others' p99 may become by one misbehaving client.
+const MAX_P99_RATIO: f64 = 1.1;
 
 /// What is written beside the figures.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +29,17 @@ pub struct Circumstances {
     pub versions: Vec<String>,
 }
 
+/// All that was measured; a part that was not asked for is empty.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Results {
+    /// The rows.
+    pub rows: Vec<Measured>,
+    /// The memory of idle connections.
+    pub idle: Vec<Idle>,
+    /// Misbehaving clients.
+    pub neighbours: Vec<Pairs>,
+}
+
 /// Writes the whole report.
 ///
 /// # Errors
@@ -27,7 +48,7 @@ pub fn write(
     out: &mut dyn Write,
     circumstances: &Circumstances,
     plan: Plan,
-    measured: &[Measured],
+    results: &Results,
 ) -> fmt::Result {
     let Circumstances { machine, commit, command, versions } = circumstances;
     writeln!(out, "# Figures\n")?;
@@ -44,25 +65,35 @@ pub fn write(
     match plan.cores {
         Some(cores) => writeln!(
             out,
-            "- {seconds} s each, the sides in turns; server on core {}, load generator on core {}\n",
+            "- {seconds} s each, the sides in turns; server on core {}, load generator on core {}",
             cores.server, cores.load
         )?,
-        None => writeln!(out, "- {seconds} s each, the sides in turns; nothing pinned\n")?,
+        None => writeln!(out, "- {seconds} s each, the sides in turns; nothing pinned")?,
     }
-    if measured.iter().all(|row| row.of(OWN).is_some()) {
-        write_goals(out, measured)?;
+    let Results { rows, idle, neighbours } = results;
+    if rows.iter().any(|row| row.of(OWN).is_some()) {
+        write_goals(out, rows)?;
     }
-    write_figures(out, measured)
+    if !idle.is_empty() {
+        write_idle(out, idle)?;
+    }
+    if !neighbours.is_empty() {
+        write_neighbours(out, neighbours)?;
+    }
+    if !rows.is_empty() {
+        write_figures(out, rows)?;
+    }
+    Ok(())
 }
 
 fn write_goals(out: &mut dyn Write, measured: &[Measured]) -> fmt::Result {
-    writeln!(out, "## Goals\n")?;
+    writeln!(out, "\n## Goals\n")?;
     writeln!(out, "| row | work | figure | Ringpost | NATS | ratio | must | aim | reached |")?;
     writeln!(out, "|---|---|---|---|---|---|---|---|---|")?;
     for row_measured in measured {
         let Measured { row, sides } = row_measured;
         let figure = row.figure;
-        let median = |side| Some(Spread::of(row_measured.of(side)?, |outcome| figure.of(outcome))?.median);
+        let median = |side| Some(spread_of(row_measured.of(side)?, |outcome| figure.of(outcome))?.median);
         let (own, peer) = (median(OWN), median(PEER));
         let value = |median: Option<f64>| median.map_or_else(|| "–".to_owned(), |value| figure.value(value));
         let ratio = own.zip(peer).map_or_else(|| "–".to_owned(), |(own, peer)| format!("{:.2}×", own / peer));
@@ -90,6 +121,69 @@ fn write_goals(out: &mut dyn Write, measured: &[Measured]) -> fmt::Result {
     Ok(())
 }
 
+fn write_idle(out: &mut dyn Write, idle: &[Idle]) -> fmt::Result {
+    writeln!(out, "\n## Idle connections\n")?;
+    writeln!(
+        out,
+        "Resident memory of the server; each connection has said something and was answered. At most 8 KiB each.\n"
+    )?;
+    writeln!(out, "| dialect | connections | server before | server with them | each | reached |")?;
+    writeln!(out, "|---|---|---|---|---|---|")?;
+    for idle in idle {
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let reached = if idle.each() <= MAX_IDLE_BYTES { "must" } else { "no" };
+        writeln!(
+            out,
+            "| {} | {} | {:.1} MiB | {:.1} MiB | {:.0} B | {reached} |",
+            idle.speaks.name(),
+            idle.connections,
+            mib(idle.before),
+            mib(idle.with),
+            idle.each()
+        )?;
+    }
+    Ok(())
+}
+
+fn write_neighbours(out: &mut dyn Write, neighbours: &[Pairs]) -> fmt::Result {
+    writeln!(out, "\n## One client that misbehaves\n")?;
+    writeln!(
+        out,
+        "16 requesters × 1 in flight, 4 handlers, 128 B, without and with one more client, in turns. The ratio is that of \
+         the p99 in each pair: at most 1.10. Errors are those of the well-behaved.\n"
+    )?;
+    writeln!(
+        out,
+        "| the client | p99 µs without | p99 µs with | ratio | p50 µs without | p50 µs with | errors | reached |"
+    )?;
+    writeln!(out, "|---|---|---|---|---|---|---|---|")?;
+    for pairs in neighbours {
+        let spread = |figure: &dyn Fn(&(Outcome, Outcome)) -> f64| {
+            Spread::over(pairs.outcomes.iter().map(figure))
+                .map_or_else(|| "–".to_owned(), |spread| format!("{spread}"))
+        };
+        let ratio = Spread::over(pairs.p99_ratios());
+        let errors: u64 =
+            pairs.outcomes.iter().map(|(without, with)| failures(without) + failures(with)).sum();
+        let reached = match ratio {
+            _ if errors > 0 => "no: there were errors",
+            Some(ratio) if ratio.median <= MAX_P99_RATIO => "must",
+            _ => "no",
+        };
+        writeln!(
+            out,
+            "| {} | {} | {} | {} | {} | {} | {errors} | {reached} |",
+            pairs.misbehaviour.name(),
+            spread(&|(without, _)| without.latency.p99_us),
+            spread(&|(_, with)| with.latency.p99_us),
+            ratio.map_or_else(|| "–".to_owned(), |ratio| format!("{ratio:.2}")),
+            spread(&|(without, _)| without.latency.p50_us),
+            spread(&|(_, with)| with.latency.p50_us),
+        )?;
+    }
+    Ok(())
+}
+
 fn write_figures(out: &mut dyn Write, measured: &[Measured]) -> fmt::Result {
     writeln!(out, "\n## All figures\n")?;
     writeln!(
@@ -104,7 +198,7 @@ fn write_figures(out: &mut dyn Write, measured: &[Measured]) -> fmt::Result {
     for Measured { row, sides } in measured {
         for (name, outcomes) in sides {
             let spread = |digits: usize, value: &dyn Fn(&Outcome) -> Option<f64>| {
-                Spread::of(outcomes, value)
+                spread_of(outcomes, value)
                     .map_or_else(|| "–".to_owned(), |spread| format!("{spread:.digits$}"))
             };
             writeln!(
@@ -128,50 +222,26 @@ fn failures(outcome: &Outcome) -> u64 {
     outcome.errors + outcome.unanswered
 }
 
-/// The median of several measurements, with the least and the greatest.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Spread {
-    median: f64,
-    least: f64,
-    greatest: f64,
-}
-
-impl Spread {
-    /// `None` without measurements, or if one of them lacks the figure.
-    fn of(outcomes: &[Outcome], value: impl Fn(&Outcome) -> Option<f64>) -> Option<Self> {
-        Self::over(outcomes.iter().map(value).collect::<Option<_>>()?)
-    }
-
-    fn over(mut values: Vec<f64>) -> Option<Self> {
-        values.sort_by(f64::total_cmp);
-        let (least, greatest) = (*values.first()?, *values.last()?);
-        let middle = values.len() / 2;
-        let median =
-            if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 };
-        Some(Self { median, least, greatest })
-    }
-}
-
-impl Display for Spread {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let digits = f.precision().unwrap_or(0);
-        write!(f, "{:.digits$} ({:.digits$}–{:.digits$})", self.median, self.least, self.greatest)
-    }
+/// `None` if one of the outcomes lacks the figure.
+fn spread_of(outcomes: &[Outcome], value: impl Fn(&Outcome) -> Option<f64>) -> Option<Spread> {
+    Spread::over(outcomes.iter().map(value).collect::<Option<Vec<_>>>()?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::idle::Speaks;
 
-    /// The median is the middle one, or lies between the two middle ones.
+    /// An idle connection may cost 8 KiB, and not a byte more.
     #[test]
-    fn spreads() {
-        assert_eq!(Spread::over(vec![]), None);
-        assert_eq!(
-            Spread::over(vec![3.0, 1.0, 2.0]),
-            Some(Spread { median: 2.0, least: 1.0, greatest: 3.0 })
-        );
-        let even = Spread::over(vec![4.0, 1.0, 2.0, 3.0]).unwrap();
-        assert_eq!(format!("{even:.1}"), "2.5 (1.0–4.0)");
+    fn idle_connections_are_judged() {
+        let written = |with| {
+            let mut text = String::new();
+            let idle = Idle { speaks: Speaks::Json, connections: 10, before: 1 << 20, with };
+            write_idle(&mut text, &[idle]).unwrap();
+            text
+        };
+        assert!(written((1 << 20) + 81_920).contains("| 8192 B | must |"));
+        assert!(written((1 << 20) + 81_930).contains("| 8193 B | no |"));
     }
 }

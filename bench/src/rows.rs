@@ -9,8 +9,8 @@ pub struct Row {
     pub number: u8,
     /// The load, in words.
     pub work: &'static str,
-    /// What Ringpost speaks in it. NATS speaks its own protocol.
-    pub dialect: Dialect,
+    /// Who puts the load on.
+    pub clients: Clients,
     requesters: u32,
     in_flight: u32,
     handlers: u32,
@@ -21,6 +21,15 @@ pub struct Row {
     pub must: f64,
     /// What is aimed at.
     pub aim: f64,
+}
+
+/// The clients that a row is played with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Clients {
+    /// The load generator's raw sockets. Ringpost is spoken to in this dialect, NATS in its own protocol.
+    Raw(Dialect),
+    /// Each side's SDK for Rust.
+    Sdk,
 }
 
 /// A figure of an outcome, and how its goal is written.
@@ -34,12 +43,12 @@ pub enum Figure {
     Median,
 }
 
-/// All rows, by number.
-pub const ROWS: [Row; 5] = [
+/// All rows, by number; one with several loads is there several times.
+pub const ROWS: [Row; 7] = [
     Row {
         number: 1,
         work: "16 requesters × 64 in flight, 4 handlers, 128 B",
-        dialect: Dialect::Binary,
+        clients: Clients::Raw(Dialect::Binary),
         requesters: 16,
         in_flight: 64,
         handlers: 4,
@@ -51,7 +60,7 @@ pub const ROWS: [Row; 5] = [
     Row {
         number: 2,
         work: "64 requesters × 1 in flight, 8 handlers, 128 B",
-        dialect: Dialect::Binary,
+        clients: Clients::Raw(Dialect::Binary),
         requesters: 64,
         in_flight: 1,
         handlers: 8,
@@ -63,7 +72,7 @@ pub const ROWS: [Row; 5] = [
     Row {
         number: 3,
         work: "1 requester × 1 in flight (serial), 1 handler, 128 B",
-        dialect: Dialect::Binary,
+        clients: Clients::Raw(Dialect::Binary),
         requesters: 1,
         in_flight: 1,
         handlers: 1,
@@ -75,7 +84,7 @@ pub const ROWS: [Row; 5] = [
     Row {
         number: 4,
         work: "16 requesters × 16 in flight, 4 handlers, 1 KiB",
-        dialect: Dialect::Binary,
+        clients: Clients::Raw(Dialect::Binary),
         requesters: 16,
         in_flight: 16,
         handlers: 4,
@@ -87,7 +96,7 @@ pub const ROWS: [Row; 5] = [
     Row {
         number: 5,
         work: "JSON lines, 16 requesters × 64 in flight, 4 handlers, 128 B",
-        dialect: Dialect::Json,
+        clients: Clients::Raw(Dialect::Json),
         requesters: 16,
         in_flight: 64,
         handlers: 4,
@@ -96,13 +105,41 @@ pub const ROWS: [Row; 5] = [
         must: 0.8,
         aim: 1.2,
     },
+    Row {
+        number: 7,
+        work: "Rust SDK ↔ Rust SDK, 64 in flight, 128 B (beside async-nats)",
+        clients: Clients::Sdk,
+        requesters: 1,
+        in_flight: 64,
+        handlers: 1,
+        size: 128,
+        figure: Figure::Rate,
+        must: 2.0,
+        aim: 3.0,
+    },
+    Row {
+        number: 7,
+        work: "Rust SDK ↔ Rust SDK, 512 in flight, 128 B (beside async-nats)",
+        clients: Clients::Sdk,
+        requesters: 1,
+        in_flight: 512,
+        handlers: 1,
+        size: 128,
+        figure: Figure::Rate,
+        must: 2.0,
+        aim: 3.0,
+    },
 ];
 
 impl Row {
     /// The row's load on top of the options for address, process, time and pinning.
     pub fn options(&self, base: Options) -> Options {
+        let dialect = match self.clients {
+            Clients::Raw(dialect) => dialect,
+            Clients::Sdk => Dialect::Binary,
+        };
         Options {
-            dialect: self.dialect,
+            dialect,
             requesters: self.requesters,
             in_flight: self.in_flight,
             handlers: self.handlers,
@@ -173,9 +210,9 @@ mod tests {
         assert_eq!(Figure::Median.reaches(1.0, 101.0, Some(100.0)), Some(false));
     }
 
-    /// Rows are found by their number.
+    /// Rows are in the order of their numbers.
     #[test]
     fn numbered() {
-        assert!(ROWS.iter().zip(1..).all(|(row, number)| row.number == number));
+        assert!(ROWS.is_sorted_by_key(|row| row.number));
     }
 }

@@ -366,7 +366,7 @@ fn a_client_drains() {
         begins.recv().await.unwrap();
         let draining = tokio::spawn({
             let handler = handler.clone();
-            async move { handler.drain().await }
+            async move { handler.drain(Duration::from_secs(60)).await }
         });
         loop {
             match requester.request("work", &()).timeout(Duration::from_millis(20)).await {
@@ -376,7 +376,7 @@ fn a_client_drains() {
         }
         finish.send(true).unwrap();
         assert_eq!(request.await.unwrap().unwrap().data::<String>().unwrap(), "done");
-        draining.await.unwrap();
+        assert!(draining.await.unwrap().is_complete());
         requester.close().await;
         wait_until_quiet_async(&server, 1).await;
     });

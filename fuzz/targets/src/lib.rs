@@ -1,0 +1,36 @@
+//! What no bytes may do to the codecs and the cores.
+//!
+//! A target is a function from bytes. It panics when something that must hold does not: libFuzzer looks for such bytes
+//! (`cargo fuzz run NAME`, see fuzz/README.md), and this crate's tests try some at each run of the test suite.
+//!
+//! | target | the bytes are |
+//! |---|---|
+//! | [`frames`] | a stream of binary frames, read as a client's and as a server's |
+//! | [`json`] | a JSON client's stream, in one piece and in many |
+//! | [`broker`] | choices: who connects, says what, and when time passes |
+//! | [`client`] | choices: what the application wants, the server says, and when connections break |
+//!
+//! [`seeds`] has bytes to begin with.
+
+#![forbid(unsafe_code)]
+// A target's only way to say that something does not hold.
+#![allow(clippy::panic, clippy::expect_used, clippy::unwrap_used)]
+
+mod broker;
+mod choices;
+mod client;
+mod frames;
+mod json;
+mod seeds;
+
+pub use broker::broker;
+pub use client::client;
+pub use frames::frames;
+pub use json::json;
+pub use seeds::seeds;
+
+/// A target, by the name that `cargo fuzz run` knows it by.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All targets.
+pub const TARGETS: [Target; 4] = [("frames", frames), ("json", json), ("broker", broker), ("client", client)];

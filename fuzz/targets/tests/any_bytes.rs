@@ -1,0 +1,105 @@
+//! The fuzz targets as tests: with their seeds, with what fuzzing has found, and with bytes of every length.
+
+use std::{fs, path::Path};
+
+use proptest::{collection::vec, prelude::*};
+use ringpost_fuzz_targets::{TARGETS, broker, client, frames, json, seeds};
+
+/// Every target survives its seeds, and what begins like them.
+#[test]
+fn seeds_are_survived() {
+    for (name, target) in TARGETS {
+        for (seed, input) in seeds(name).unwrap() {
+            for end in [input.len(), input.len() / 2, input.len() * 9 / 10] {
+                let outcome = std::panic::catch_unwind(|| target(&input[..end]));
+                assert!(outcome.is_ok(), "{name}: {end} bytes of the seed {seed}");
+            }
+        }
+    }
+}
+
+/// What fuzzing has found once is not there again: the files in regressions/TARGET.
+#[test]
+fn found_once() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../regressions");
+    let mut survived = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let folder = entry.unwrap().path();
+        let target = TARGETS.iter().find(|(name, _)| folder.ends_with(name));
+        let (_, target) = target.unwrap_or_else(|| panic!("{} is no target's", folder.display()));
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let input = fs::read(&path).unwrap();
+            let outcome = std::panic::catch_unwind(|| target(&input));
+            assert!(outcome.is_ok(), "{}", path.display());
+            survived += 1;
+        }
+    }
+    assert!(survived > 0, "there is something to survive");
+}
+
+/// Pieces of the JSON dialect, so that bytes in any order come close to it.
+const PIECES: [&[u8]; 24] = [
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b":",
+    b",",
+    b"\"",
+    b"\\",
+    b" ",
+    b"\n",
+    b"-1.5e3",
+    b"null",
+    b"\xff",
+    "ü".as_bytes(),
+    b"\"id\":\"a\"",
+    b"\"action\":",
+    b"\"message\":{",
+    b"\"data\":",
+    b"\"options\":{\"ttl\":5}",
+    b"\"clientId\":1",
+    b"\\u00e4",
+    b"{\"action\":\"ping\"}",
+    b"{\"id\":\"a\",\"data\":[1]}",
+    b"{\"action\":\"response\",\"message\":{\"serverId\":\"0123456789abcdef-1\",\"data\":{}}}",
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
+
+    /// Frames whose header is right and whose body is anything.
+    #[test]
+    fn any_frames(cut in any::<u8>(), bodies in vec((0u8..0x28, any::<[u8; 11]>(), vec(any::<u8>(), 0..200)), 0..8)) {
+        let mut input = vec![cut];
+        for (kind, mut rest, body) in bodies {
+            input.extend_from_slice(&(body.len() as u32).to_le_bytes());
+            input.push(kind);
+            // Mostly no flags, and a number that can be one.
+            (rest[0], rest[1], rest[2]) = (rest[0] & rest[1] & rest[2] & 3, 0, 0);
+            input.extend_from_slice(&rest);
+            input.extend_from_slice(&body);
+        }
+        frames(&input);
+    }
+
+    /// Pieces of JSON in any order, some of them longer than may be.
+    #[test]
+    fn almost_json(cut in any::<u8>(), repeated in any::<u8>(), pieces in vec(0..PIECES.len(), 0..40)) {
+        let text: Vec<u8> = pieces.into_iter().flat_map(|piece| PIECES[piece]).copied().collect();
+        json(&[&[cut, repeated], &text[..]].concat());
+    }
+
+    /// Histories of the broker.
+    #[test]
+    fn any_history_of_a_broker(input in vec(any::<u8>(), 0..3000)) {
+        broker(&input);
+    }
+
+    /// Histories of a client.
+    #[test]
+    fn any_history_of_a_client(input in vec(any::<u8>(), 0..3000)) {
+        client(&input);
+    }
+}
