@@ -3,13 +3,14 @@ CARGO ?= cargo
 SEEDS ?= 10000
 FROM ?= 1
 RUNS ?= 5
+ROUNDS ?= 1
 SECONDS ?= 3
 TARGET ?= frames
 PREFIX ?= $(HOME)/.local
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check fmt lint docs bench criterion compare instructions \
-	instructions-record simulate fuzz install clean
+	instructions-record faults simulate fuzz install clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -56,6 +57,10 @@ fuzz: ## TARGET=frames|json|broker|client SECONDS=n: libFuzzer; needs nightly an
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || { echo "cargo-fuzz is not here: cargo install cargo-fuzz"; exit 69; }
 	$(CARGO) run --quiet --locked -p ringpost-fuzz-targets --bin fuzz-seeds fuzz/corpus
 	$(CARGO) +nightly fuzz run $(TARGET) -- -max_total_time=$(SECONDS)
+
+faults: ## ROUNDS=n: the fault tests on real processes, the heavy ones too, again and again
+	for round in $$(seq $(ROUNDS)); do $(CARGO) test --locked -p ringpost-tests --test proxy --test signals \
+	  --test restart --test slow --test crowd -- --include-ignored || exit 1; done
 
 simulate: ## SEEDS=n FROM=n: many histories of the simulation; stops at one that fails, and cuts it down
 	$(CARGO) run --quiet --release --locked -p ringpost-tests --bin simulate -- --seeds $(SEEDS) --from $(FROM)

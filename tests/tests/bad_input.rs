@@ -9,11 +9,10 @@
 
 mod common;
 
-use common::{Raw, server, server_with, stats, wait_until_quiet};
+use common::{Raw, frames::Frames, server, server_with, stats, wait_until_quiet};
 use ringpost_protocol::{
-    Content, Outgoing,
-    frame::{FrameReader, Preface, decode_server, encode_client, kind},
-    message::{Answer, ClientMessage, Deliver, Hello, Register, Reply, Request, ServerMessage},
+    frame::{Preface, kind},
+    message::{ClientMessage, ServerMessage},
 };
 use ringpost_server::{Config, Handle};
 use serde_json::{Value, json};
@@ -101,72 +100,6 @@ fn truncated_json() {
     wait_until_quiet(server.address(), 3);
 }
 
-/// A client of the binary dialect that says what it is told to.
-struct Frames {
-    raw: Raw,
-    received: bytes::BytesMut,
-}
-
-impl Frames {
-    fn connect(server: &Handle) -> Self {
-        let mut frames = Self { raw: Raw::connect(server.address()), received: bytes::BytesMut::new() };
-        frames.raw.say(Preface::plain().encode());
-        frames.say(&ClientMessage::Hello(Hello::default()));
-        assert!(matches!(frames.next(), Some(ServerMessage::Welcome(_))));
-        frames
-    }
-
-    fn say(&mut self, message: &ClientMessage) {
-        let mut out = Outgoing::new();
-        encode_client(message, &mut out);
-        self.raw.say(out.drain_to_vec());
-    }
-
-    fn register(&mut self, action: &'static str) {
-        let (action, session) = (action.into(), Default::default());
-        self.say(&ClientMessage::Register(Register { registration: 1, credit: 1, action, session }));
-        assert!(matches!(self.next(), Some(ServerMessage::Registered { registration: 1 })));
-    }
-
-    fn request(&mut self, number: u64, action: &str) {
-        let content = Content::from_parts(action.as_bytes(), b"", b"", b"1");
-        self.say(&ClientMessage::Request(Request { number, content, ..Request::default() }));
-    }
-
-    fn answer(&mut self, delivery: u64) {
-        let content = Content::from_payload("2");
-        self.say(&ClientMessage::Answer(Answer { delivery, content, ..Answer::default() }));
-    }
-
-    fn next(&mut self) -> Option<ServerMessage> {
-        loop {
-            if self.received.starts_with(&Preface::MAGIC) {
-                if self.received.len() >= Preface::BYTES {
-                    let _ = self.received.split_to(Preface::BYTES);
-                    continue;
-                }
-            } else if let Some(frame) = FrameReader::new(1 << 24).next(&mut self.received).unwrap() {
-                return decode_server(frame).unwrap();
-            }
-            self.received.extend_from_slice(&self.raw.some()?);
-        }
-    }
-
-    fn delivery(&mut self) -> Deliver {
-        match self.next() {
-            Some(ServerMessage::Deliver(deliver)) => deliver,
-            other => panic!("a delivery, not {other:?}"),
-        }
-    }
-
-    fn reply(&mut self) -> Reply {
-        match self.next() {
-            Some(ServerMessage::Reply(reply)) => reply,
-            other => panic!("a reply, not {other:?}"),
-        }
-    }
-}
-
 /// Frames that lie about their length, are of an unknown kind, or break the order: an error frame, then the end.
 #[test]
 fn bad_frames() {
@@ -191,7 +124,7 @@ fn bad_frames() {
         (short, "malformed"),
     ];
     for (bytes, code) in cases {
-        let mut frames = Frames::connect(&server);
+        let mut frames = Frames::connect(server.address());
         frames.raw.say(&bytes);
         match frames.next() {
             Some(ServerMessage::Error(report)) => assert_eq!(report.code.text(), code, "{}", report.message),
@@ -200,7 +133,7 @@ fn bad_frames() {
         assert!(frames.next().is_none(), "then the end");
         bystanders.check();
     }
-    let mut skipped = Frames::connect(&server);
+    let mut skipped = Frames::connect(server.address());
     skipped.raw.say(header(0, 0xfe, 0));
     skipped.request(1, "nobody");
     assert_eq!(skipped.reply().number, 1);
@@ -225,7 +158,7 @@ fn bad_beginnings() {
     raw.say(newer);
     raw.end();
     assert_eq!(raw.rest()[4], 1, "a newer client is told the version that is spoken");
-    let mut frames = Frames { raw: Raw::connect(server.address()), received: bytes::BytesMut::new() };
+    let mut frames = Frames::over(Raw::connect(server.address()));
     frames.raw.say(Preface::plain().encode());
     frames.request(1, "sum");
     assert!(matches!(frames.next(), Some(ServerMessage::Error(_))));
@@ -274,8 +207,11 @@ fn bad_names() {
 #[test]
 fn replies_to_what_is_not_held() {
     let server = server();
-    let (mut handler, mut other, mut requester) =
-        (Frames::connect(&server), Frames::connect(&server), Frames::connect(&server));
+    let (mut handler, mut other, mut requester) = (
+        Frames::connect(server.address()),
+        Frames::connect(server.address()),
+        Frames::connect(server.address()),
+    );
     handler.register("sum");
     other.register("other");
     requester.request(1, "sum");
@@ -305,7 +241,7 @@ fn replies_to_what_is_not_held() {
 #[test]
 fn half_closes() {
     let server = server();
-    let (mut handler, mut requester) = (Frames::connect(&server), Frames::connect(&server));
+    let (mut handler, mut requester) = (Frames::connect(server.address()), Frames::connect(server.address()));
     handler.register("sum");
     requester.request(1, "sum");
     requester.say(&ClientMessage::Goaway);
@@ -314,7 +250,7 @@ fn half_closes() {
     handler.answer(delivery);
     assert_eq!(requester.reply().number, 1);
     assert!(requester.next().is_none());
-    let mut requester = Frames::connect(&server);
+    let mut requester = Frames::connect(server.address());
     requester.request(1, "sum");
     handler.delivery();
     handler.raw.end();

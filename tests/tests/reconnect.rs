@@ -9,69 +9,17 @@
 mod common;
 
 use std::{
-    net::SocketAddr,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use common::{PATIENCE, server, server_with, stats, wait_until_quiet};
+use common::{PATIENCE, proxy::Proxy, run, server, server_with, stats, wait_until_quiet};
 use futures_util::future::join_all;
 use ringpost::{Client, ErrorKind, HandlerError, HandlerOptions, Reply, Request};
 use ringpost_server::Config;
-use tokio::{
-    io::copy_bidirectional,
-    net::{TcpListener, TcpStream},
-    task::AbortHandle,
-};
-
-/// A relay in front of the server whose connections can be cut.
-struct Relay {
-    address: SocketAddr,
-    accepting: AbortHandle,
-    connections: Arc<Mutex<Vec<AbortHandle>>>,
-}
-
-impl Relay {
-    async fn new(server: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let connections: Arc<Mutex<Vec<AbortHandle>>> = Arc::default();
-        let known = connections.clone();
-        let accepting = tokio::spawn(async move {
-            while let Ok((mut client, _)) = listener.accept().await {
-                let relay = tokio::spawn(async move {
-                    let mut server = TcpStream::connect(server).await.unwrap();
-                    // Ends by a reset when it is dropped, as a connection whose other end crashed.
-                    server.set_zero_linger().unwrap();
-                    client.set_zero_linger().unwrap();
-                    let _ = copy_bidirectional(&mut client, &mut server).await;
-                });
-                known.lock().unwrap().push(relay.abort_handle());
-            }
-        });
-        Self { address, accepting: accepting.abort_handle(), connections }
-    }
-
-    /// Cuts all connections that there are. What was under way is gone.
-    fn cut(&self) {
-        self.connections.lock().unwrap().drain(..).for_each(|relay| relay.abort());
-    }
-}
-
-impl Drop for Relay {
-    fn drop(&mut self) {
-        self.accepting.abort();
-        self.cut();
-    }
-}
-
-fn run<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(async { tokio::time::timeout(PATIENCE * 2, future).await.expect("in time") })
-}
 
 /// A requester whose connection is cut again and again gets every reply, and the handler sees every request once.
 #[test]
@@ -92,8 +40,8 @@ fn a_requesters_connection_breaks() {
         };
         let options = HandlerOptions { concurrency: 256, ..HandlerOptions::default() };
         handler.handle_with("count", options, count).await.unwrap();
-        let relay = Relay::new(server.address()).await;
-        let requester = Client::builder(relay.address.to_string())
+        let proxy = Proxy::start(server.address());
+        let requester = Client::builder(proxy.address().to_string())
             .reconnect_interval(Duration::from_millis(10))
             .connect()
             .await
@@ -106,7 +54,7 @@ fn a_requesters_connection_breaks() {
                 })
                 .collect();
             tokio::time::sleep(Duration::from_millis(batch as u64 % 5)).await;
-            relay.cut();
+            proxy.cut();
             for answer in join_all(requests).await {
                 let (number, reply) = answer.unwrap();
                 assert_eq!(reply.unwrap().data::<usize>().unwrap(), number);
@@ -127,9 +75,9 @@ fn a_requesters_connection_breaks() {
 fn a_handlers_connection_breaks() {
     let server = server();
     run(async {
-        let relay = Relay::new(server.address()).await;
+        let proxy = Proxy::start(server.address());
         let _handlers = join_all((0..2).map(|_| async {
-            Client::builder(relay.address.to_string())
+            Client::builder(proxy.address().to_string())
                 .handler("echo", |request: Request| async move { Ok(Reply::bytes(request.bytes())) })
                 .reconnect_interval(Duration::from_millis(10))
                 .connect()
@@ -151,7 +99,7 @@ fn a_handlers_connection_breaks() {
                 })
                 .collect();
             tokio::time::sleep(Duration::from_millis(u64::from(batch) % 3)).await;
-            relay.cut();
+            proxy.cut();
             for answer in join_all(requests).await {
                 let (number, reply) = answer.unwrap();
                 assert_eq!(reply.unwrap().data::<i32>().unwrap(), number);
@@ -177,15 +125,15 @@ fn a_session_is_forgotten() {
             }
         };
         handler.handle("hang", hang).await.unwrap();
-        let relay = Relay::new(server.address()).await;
-        let requester = Client::builder(relay.address.to_string())
+        let proxy = Proxy::start(server.address());
+        let requester = Client::builder(proxy.address().to_string())
             .reconnect_interval(Duration::from_millis(200))
             .connect()
             .await
             .unwrap();
         let request = tokio::spawn(requester.request("hang", &1).timeout(PATIENCE).into_future());
         begins.recv().await.unwrap();
-        relay.cut();
+        proxy.cut();
         assert_eq!(request.await.unwrap().unwrap_err().kind(), ErrorKind::ConnectionLost);
     });
 }

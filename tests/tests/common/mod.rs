@@ -1,4 +1,5 @@
-//! What the end-to-end tests share: a server, and a client of the JSON dialect made of a socket and nothing else.
+//! What the end-to-end and fault tests share: servers, here and as processes of their own, a client of the JSON dialect
+//! made of a socket and nothing else, load, a proxy that breaks connections, and what a server's health is measured by.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -8,20 +9,46 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
+    clippy::print_stderr,
     reason = "a test stops at what is not right"
 )]
+
+pub mod frames;
+pub mod level;
+pub mod load;
+pub mod process;
+pub mod proxy;
 
 use std::{
     io::{Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ringpost_server::{Config, Handle, Server};
 use serde_json::{Value, json};
+use socket2::SockRef;
 
 /// How long anything may take before a test gives up.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long to wait before looking again at what cannot be waited for.
+pub const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// Waits until something holds, looking again and again.
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        std::thread::sleep(LOOK_AGAIN);
+    }
+}
+
+/// Runs a test's future on a runtime of its own. Its own thread drives it, so that it may start processes.
+pub fn run<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(future)
+}
 
 /// A server on a free port. It stops when it is dropped.
 pub fn server() -> Handle {
@@ -41,7 +68,10 @@ pub struct Raw {
 
 impl Raw {
     pub fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).unwrap();
+        Self::over(TcpStream::connect(address).unwrap())
+    }
+
+    pub fn over(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
         Self { stream, received: Vec::new() }
@@ -51,9 +81,9 @@ impl Raw {
         self.stream.write_all(bytes.as_ref()).unwrap();
     }
 
-    /// Says what a server that has had enough may not want to hear to its end.
-    pub fn try_to_say(&mut self, bytes: impl AsRef<[u8]>) {
-        let _ = self.stream.write_all(bytes.as_ref());
+    /// Says what a server that has had enough may not want to hear to its end. Whether it took it.
+    pub fn try_to_say(&mut self, bytes: impl AsRef<[u8]>) -> bool {
+        self.stream.write_all(bytes.as_ref()).is_ok()
     }
 
     pub fn object(&mut self, object: &Value) {
@@ -62,6 +92,13 @@ impl Raw {
 
     pub fn end(&mut self) {
         self.stream.shutdown(Shutdown::Write).unwrap();
+    }
+
+    /// The system ends the connection, as it does for a process that died: by a reset if something was not read.
+    pub fn die(self, by_reset: bool) {
+        if by_reset {
+            SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
+        }
     }
 
     /// The next JSON object, whether or not a new line ends it. `None` at the end of the stream.
@@ -154,7 +191,7 @@ pub fn stats(address: SocketAddr) -> Value {
 
 /// Waits until nothing is open any more and only `connections` are there, the asking one included.
 pub fn wait_until_quiet(address: SocketAddr, connections: u64) {
-    let deadline = std::time::Instant::now() + PATIENCE;
+    let deadline = Instant::now() + PATIENCE;
     loop {
         let stats = stats(address);
         let now = &stats["now"];
@@ -163,7 +200,7 @@ pub fn wait_until_quiet(address: SocketAddr, connections: u64) {
         if open == 0 && there == connections {
             return;
         }
-        assert!(std::time::Instant::now() < deadline, "something is left: {stats}");
-        std::thread::yield_now();
+        assert!(Instant::now() < deadline, "something is left: {stats}");
+        std::thread::sleep(LOOK_AGAIN);
     }
 }
