@@ -116,12 +116,7 @@ impl Broker {
         let to_be_kept = !at_once || asked.max_attempts > 1;
         let more_bytes = if to_be_kept { asked.content.uncounted_len() } else { 0 };
         if self.memory_used() + more_bytes > self.config.memory_bytes / 4 * 3 {
-            self.counters.refused_memory += 1;
-            let message = format!(
-                "{} bytes of messages are held already, and no more can be: try again later (the server's --memory)",
-                self.memory_used()
-            );
-            return self.refuse(conn, session_key, asked, Code::Overloaded, message);
+            return self.refuse_for_memory(conn, session_key, asked);
         }
         let deadline = self.deadline(asked, speaks);
         let key = self.requests.next_key();
@@ -249,6 +244,16 @@ impl Broker {
         #[cfg(feature = "planted-bugs")]
         let after = if self.config.is_planted(crate::PlantedBug::EarlyTimeout) { after / 2 } else { after };
         Deadline { at: self.now.mono + after, ends_with }
+    }
+
+    #[cold]
+    fn refuse_for_memory(&mut self, conn: ConnId, session: Key<Session>, asked: &Asked) {
+        self.counters.refused_memory += 1;
+        let message = format!(
+            "{} bytes of messages are held already, and no more can be: try again later (the server's --memory)",
+            self.memory_used()
+        );
+        self.refuse(conn, session, asked, Code::Overloaded, message);
     }
 
     /// The first and last word about a request that does not come in.

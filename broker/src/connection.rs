@@ -227,7 +227,14 @@ impl Broker {
     pub(crate) fn use_window(&mut self, conn: ConnId, bytes: usize) {
         let Some(connection) = self.connection_mut(conn) else { return };
         connection.window_bytes = connection.window_bytes.saturating_sub(bytes);
-        if connection.window_bytes == 0 && !connection.clogged {
+        if connection.window_bytes == 0 {
+            self.window_used_up(conn);
+        }
+    }
+
+    #[cold]
+    fn window_used_up(&mut self, conn: ConnId) {
+        if self.connection(conn).is_some_and(|connection| !connection.clogged) {
             self.set_clogged(conn, true);
             self.outputs.push_back(Output::Full { conn });
         }

@@ -3,6 +3,8 @@
 mod any_order;
 mod control;
 mod corners;
+mod json;
+mod promises;
 mod sessions;
 
 use std::time::Duration;

@@ -184,7 +184,14 @@ impl Content {
     /// Lets a gauge count the shared buffer, if that is as large as `least_bytes`: once for all who hold parts of it.
     #[inline]
     pub fn count_large(&mut self, least_bytes: usize, gauge: &Gauge) {
-        if self.bytes.len() >= least_bytes && !self.counted {
+        if self.bytes.len() >= least_bytes {
+            self.count(gauge);
+        }
+    }
+
+    #[cold]
+    fn count(&mut self, gauge: &Gauge) {
+        if !self.counted {
             self.bytes = gauge.count(std::mem::take(&mut self.bytes));
             self.counted = true;
         }
