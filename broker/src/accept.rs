@@ -105,6 +105,10 @@ impl Broker {
             return self.refuse(conn, session_key, asked, Code::Overloaded, message);
         }
         let Some(action) = self.actions.get(action_key) else { return };
+        if action.handlers.is_empty() {
+            let message = no_handler(&String::from_utf8_lossy(&action.name));
+            return self.refuse(conn, session_key, asked, Code::NoHandler, message);
+        }
         let broadcast = asked.flags.has(RequestFlags::BROADCAST);
         let at_once =
             !broadcast && action.queue.waiting == 0 && !action.ready.is_empty() && self.may_dispatch();

@@ -80,7 +80,8 @@ impl Broker {
         if let Some(list) = &self.receivers.list {
             return list.clone();
         }
-        let mut names: Vec<_> = self.actions.iter().map(|(_, action)| action.name.clone()).collect();
+        let handled = self.actions.iter().filter(|(_, action)| !action.handlers.is_empty());
+        let mut names: Vec<_> = handled.map(|(_, action)| action.name.clone()).collect();
         names.sort_unstable();
         let mut text = Vec::with_capacity(names.iter().map(|name| name.len() + 3).sum::<usize>() + 2);
         text.push(b'[');

@@ -191,7 +191,11 @@ impl Broker {
         let crowded = self.detached >= self.config.max_sessions_away;
         let Some(session) = self.sessions.get_mut(key) else { return };
         session.conn = None;
-        if !session.outlives || ends_here || self.drain != Drain::No || (crowded && session.open.is_empty()) {
+        if !session.outlives || ends_here || self.drain != Drain::No {
+            return self.end_session(key);
+        }
+        if crowded && session.open.is_empty() {
+            self.counters.sessions_forgotten += 1;
             return self.end_session(key);
         }
         let linger = self.timers.insert(self.now.mono + self.config.session_linger, Timer::Linger(key));

@@ -11,4 +11,5 @@
     reason = "a simulation stops at the first thing that is not right"
 )]
 
+pub mod search;
 pub mod sim;

@@ -7,43 +7,55 @@
     reason = "a test stops at what is not right"
 )]
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
+use std::time::Duration;
+
+use ringpost_tests::{
+    search::search,
+    sim::{Plan, Profile, report, run, shrink},
 };
 
-use ringpost_tests::sim::{Plan, run};
+/// How long to go on beyond the seeds that are run in any case.
+const TIME: Duration = Duration::from_secs(40);
 
-/// Many histories: every request ends exactly once and truly, attempts are bounded, nothing is left behind. Runs seeds
-/// for a bounded time, at least a hundred; `make simulate SEEDS=…` runs more.
+/// Many histories: every rule of `sim::rules` holds in all of them. Runs seeds for a bounded time; `make simulate
+/// SEEDS=…` runs more. A seed that fails is cut down to the steps that it needs, and the command that replays it is told.
 #[test]
 fn many_seeds() {
-    let begun = Instant::now();
     let first: u64 = std::env::var("RINGPOST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
-    let mut endings: BTreeMap<String, u64> = BTreeMap::new();
-    let mut seed = first;
-    while seed < first + 100 || begun.elapsed() < Duration::from_secs(15) && seed < first + 3000 {
-        let outcome = std::panic::catch_unwind(|| run(&Plan::from_seed(seed))).unwrap_or_else(|_| {
-            panic!("seed {seed} failed: cargo run -p ringpost-tests --bin simulate -- --seed {seed} --trace")
-        });
-        for (ending, times) in outcome.endings {
-            *endings.entry(ending).or_default() += times;
-        }
-        seed += 1;
+    let found = search(first, 10_000, TIME, Plan::from_seed, |_| {});
+    println!("{} seeds from {first}: {:?}, {:?}", found.seeds, found.endings, found.profiles);
+    if let Some(failed) = found.failed {
+        let mut small = shrink(&failed, Duration::from_secs(20));
+        small.trace = true;
+        let failure = run(&small).expect_err("a seed replays");
+        panic!("{}", report(&small, &failure));
     }
-    println!("{} seeds: {endings:?}", seed - first);
-    for ending in
-        ["reply", "remote", "accepted", "timeout", "cancelled", "connectionLost", "handlerLost", "noHandler"]
-    {
-        assert!(endings.contains_key(ending), "the seeds reach `{ending}`: {endings:?}");
+    for ending in [
+        "reply",
+        "remote",
+        "accepted",
+        "timeout",
+        "cancelled",
+        "connectionLost",
+        "handlerLost",
+        "noHandler",
+        "overloaded",
+        "draining",
+    ] {
+        assert!(found.endings.contains_key(ending), "the seeds reach `{ending}`: {:?}", found.endings);
+    }
+    for profile in Profile::ALL {
+        assert!(found.profiles.contains_key(&profile), "{profile:?} is drawn: {:?}", found.profiles);
     }
 }
 
 /// A seed is a history: run again, it is the same one.
 #[test]
 fn a_seed_replays() {
-    for seed in [3, 4, 5] {
-        let plan = Plan::from_seed(seed);
-        assert_eq!(run(&plan), run(&plan));
+    for profile in Profile::ALL {
+        let plan = Plan::of_profile(7, profile);
+        let outcomes = [run(&plan), run(&plan)].map(|outcome| outcome.map_err(|failure| failure.to_string()));
+        assert_eq!(outcomes[0], outcomes[1]);
+        assert!(outcomes[0].is_ok(), "{profile:?}: {:?}", outcomes[0]);
     }
 }

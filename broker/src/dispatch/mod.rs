@@ -14,18 +14,7 @@ use crate::{
 
 impl Broker {
     pub(crate) fn add_handler(&mut self, conn: ConnId, registration: u32, credit: u32, name: &[u8]) {
-        let action = match self.action_by_name.get(name) {
-            Some(action) => *action,
-            None => {
-                let name = bytes::Bytes::copy_from_slice(name);
-                let ready = Ready::new(self.config.policy);
-                let (handlers, queue) = (Default::default(), Queue::default());
-                let action =
-                    self.actions.insert(Action { name: name.clone(), handlers, ready, queue, paced: false });
-                self.action_by_name.insert(name, action);
-                action
-            }
-        };
+        let action = self.action_for(name);
         self.place_count += 1;
         let joined = self.place_count;
         let (held, legs) = (Vec::new(), Default::default());
@@ -52,6 +41,28 @@ impl Broker {
             }
         }
         self.offer_credit(key);
+    }
+
+    /// The action of that name. It is forgotten again when it has neither handlers nor anything that waits for them.
+    pub(crate) fn action_for(&mut self, name: &[u8]) -> Key<Action> {
+        if let Some(action) = self.action_by_name.get(name) {
+            return *action;
+        }
+        // A copy: the name must not pin the buffer that it came in.
+        let name = bytes::Bytes::copy_from_slice(name);
+        let ready = Ready::new(self.config.policy);
+        let (handlers, queue) = (Default::default(), Queue::default());
+        let action = self.actions.insert(Action { name: name.clone(), handlers, ready, queue, paced: false });
+        self.action_by_name.insert(name, action);
+        action
+    }
+
+    fn forget_action_if_unused(&mut self, key: Key<Action>) {
+        let unused = |action: &&Action| action.handlers.is_empty() && action.queue.waiting == 0;
+        if let Some(action) = self.actions.get(key).filter(unused) {
+            self.action_by_name.remove(&action.name);
+            self.actions.remove(key);
+        }
     }
 
     pub(crate) fn set_credit(&mut self, key: Key<Handler>, credit: u32) {
@@ -124,22 +135,18 @@ impl Broker {
         self.dispatch(heir);
     }
 
-    /// An action that is left by its last handler ends all that waits for it.
+    /// An action that is left by its last handler ends all that waits for it, but for what is durable.
     fn leave_action(&mut self, action_key: Key<Action>, joined: u64) {
         let Some(action) = self.actions.get_mut(action_key) else { return };
         action.handlers.remove(&joined);
         if !action.handlers.is_empty() {
             return;
         }
-        let queue = std::mem::take(&mut action.queue);
-        let name = action.name.clone();
-        self.action_by_name.remove(&name);
-        self.actions.remove(action_key);
+        let (name, line) = (action.name.clone(), action.queue.line.iter().copied().collect::<Vec<_>>());
         self.receivers_changed();
-        for key in queue.line {
-            let Some(request) = self.requests.get(key).filter(|request| request.is_queued()) else {
-                continue;
-            };
+        for key in line {
+            let ends = |request: &&Request| request.is_queued() && !request.is_durable();
+            let Some(request) = self.requests.get(key).filter(ends) else { continue };
             if request.attempt > 0 {
                 self.end_with_error(key, Code::HandlerLost, HANDLER_LOST.to_owned());
             } else if self.drain != Drain::No {
@@ -152,6 +159,7 @@ impl Broker {
                 self.end_with_error(key, Code::NoHandler, message);
             }
         }
+        self.forget_action_if_unused(action_key);
     }
 
     /// Puts a request into its action's queue: at the end, or at the head when it was delivered before.
@@ -171,8 +179,8 @@ impl Broker {
     }
 
     /// A request that waited ends. Its key stays in the line until it is met or swept out.
-    pub(crate) fn left_queue(&mut self, action: Key<Action>, bytes: usize) {
-        let Some(action) = self.actions.get_mut(action) else { return };
+    pub(crate) fn left_queue(&mut self, key: Key<Action>, bytes: usize) {
+        let Some(action) = self.actions.get_mut(key) else { return };
         let queue = &mut action.queue;
         queue.waiting -= 1;
         queue.bytes -= bytes;
@@ -180,6 +188,7 @@ impl Broker {
             let requests = &self.requests;
             queue.line.retain(|key| requests.get(*key).is_some_and(Request::is_queued));
         }
+        self.forget_action_if_unused(key);
     }
 
     /// Gives waiting requests to handlers with credit, as far as both go.
@@ -330,6 +339,10 @@ impl Handler {
 impl Request {
     pub(crate) fn is_queued(&self) -> bool {
         matches!(self.state, RequestState::Queued)
+    }
+
+    pub(crate) fn is_durable(&self) -> bool {
+        self.flags.has(RequestFlags::DURABLE)
     }
 
     pub(crate) fn wants_reply(&self) -> bool {

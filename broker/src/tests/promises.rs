@@ -445,3 +445,25 @@ fn a_leaving_server_waits_for_nobody_who_is_away() {
     assert!(stage.take(handler).iter().any(|message| matches!(message, ServerMessage::Cancel { .. })));
     assert!(stage.drained);
 }
+
+/// Clients that are away are remembered up to a bound: one more with nothing open is forgotten at once, and counted; one that
+/// has something open is remembered all the same.
+#[test]
+fn a_crowd_that_is_away() {
+    let mut stage = Stage::new(Config { max_sessions_away: 1, ..Config::default() });
+    let handler = stage.handler("sum", 9);
+    let mut come = |conn, session: &'static str, asks: bool| {
+        stage.input(Input::Opened { conn, speaks: Speaks::Binary });
+        stage.say(conn, ClientMessage::Hello(Hello { session: session.into(), ..Hello::default() }));
+        if asks {
+            stage.request(conn, 1, |_| {});
+        }
+        stage.input(Input::Closed { conn });
+        (stage.broker.detached, stage.broker.counters().sessions_forgotten)
+    };
+    assert_eq!(come(ConnId(10), "first", false), (1, 0));
+    assert_eq!(come(ConnId(11), "nothing open", false), (1, 1));
+    assert_eq!(come(ConnId(12), "", false), (1, 1), "who has no name cannot be remembered");
+    assert_eq!(come(ConnId(13), "asks", true), (2, 1));
+    assert_eq!(stage.deliveries(handler).len(), 1);
+}

@@ -4,6 +4,7 @@ mod any_order;
 mod connection;
 mod draining;
 mod handling;
+mod promises;
 mod requesting;
 mod sessions;
 mod unclaimed;

@@ -3,42 +3,72 @@
 
 use std::collections::BTreeMap;
 
-use ringpost_protocol::{Code, time::Now};
+use ringpost_protocol::Code;
 use serde_json::{Value, json};
 
 use super::{
-    oracle::{Kind, Oracle, Said, Told},
-    peer::number_in,
+    ledger::{Entry, Ledger, Said, Told},
+    peer::{number_in, payload},
     rng::Rng,
-    world::ACTIONS,
+    rules::{Verdict, Violation},
+    script::{Ask, Kind},
+    world::Habits,
 };
 
+/// A delivery to work on, and for how long.
+pub(crate) struct Work {
+    pub(crate) delivery: String,
+    pub(crate) token: u64,
+    pub(crate) after: u64,
+}
+
 pub(crate) struct JsonPeer {
+    process: usize,
     pub(crate) link: Option<usize>,
     lines: bool,
     received: Vec<u8>,
     outgoing: Vec<u8>,
-    /// Tokens without an end, with whether they are broadcasts.
+    /// Tokens without an end.
     open: BTreeMap<u64, Kind>,
+    /// What it handles, with its concurrency: said again on each connection.
+    handles: BTreeMap<&'static str, u32>,
+    rng: Rng,
 }
 
 impl JsonPeer {
-    pub(crate) fn new(lines: bool) -> Self {
-        Self { link: None, lines, received: Vec::new(), outgoing: Vec::new(), open: BTreeMap::new() }
+    pub(crate) fn new(process: usize, mut rng: Rng) -> Self {
+        Self {
+            process,
+            link: None,
+            lines: rng.chance(500),
+            received: Vec::new(),
+            outgoing: Vec::new(),
+            open: BTreeMap::new(),
+            handles: BTreeMap::new(),
+            rng,
+        }
     }
 
     pub(crate) fn connected(&mut self, link: usize) {
         self.link = Some(link);
         self.received.clear();
         self.outgoing.clear();
+        for (action, concurrency) in self.handles.clone() {
+            self.init(action, concurrency);
+        }
     }
 
     /// JSON clients have no sessions here: what was open may have run, and nobody will say.
-    pub(crate) fn disconnected(&mut self, oracle: &mut Oracle, now: Now) {
+    pub(crate) fn disconnected(&mut self, ledger: &mut Ledger, time: u64) -> Verdict {
         self.link = None;
         for token in std::mem::take(&mut self.open).into_keys() {
-            oracle.told(token, &Told::Error(Code::ConnectionLost), None, true, now.mono.micros());
+            ledger.told(token, &Told::Error(Code::ConnectionLost), None, true, time)?;
         }
+        Ok(())
+    }
+
+    pub(crate) fn has_open(&self) -> bool {
+        !self.open.is_empty()
     }
 
     pub(crate) fn take_outgoing(&mut self) -> Vec<u8> {
@@ -46,65 +76,103 @@ impl JsonPeer {
     }
 
     fn say(&mut self, message: &Value) {
+        if self.link.is_none() {
+            return;
+        }
         self.outgoing.extend_from_slice(message.to_string().as_bytes());
         if self.lines {
             self.outgoing.push(b'\n');
         }
     }
 
-    pub(crate) fn register(&mut self, action: &str, concurrency: u64) {
+    fn init(&mut self, action: &str, concurrency: u32) {
         self.say(&json!({"id": action, "action": "init", "concurrency": concurrency}));
     }
 
-    pub(crate) fn ask(&mut self, token: u64, oracle: &mut Oracle, rng: &mut Rng, now: Now) {
-        let kind = if rng.chance(100) { Kind::Broadcast } else { Kind::Request };
-        let timeout = rng.between(2, 3000);
-        oracle.asks(token, kind, 1, timeout * 1000, false, now.mono.micros());
+    pub(crate) fn register(&mut self, action: &'static str, concurrency: u32) {
+        self.handles.insert(action, concurrency);
+        self.init(action, concurrency);
+    }
+
+    pub(crate) fn deregister(&mut self, which: usize) {
+        if let Some(action) = self.handles.keys().nth(which).copied() {
+            self.handles.remove(action);
+            self.say(&json!({"id": action, "action": "deinit"}));
+        }
+    }
+
+    pub(crate) fn set_credit(&mut self, which: usize, concurrency: u32) {
+        if let Some(action) = self.handles.keys().nth(which).copied() {
+            self.register(action, concurrency);
+        }
+    }
+
+    pub(crate) fn cancel(&mut self, which: usize, ledger: &mut Ledger) {
+        if let Some(token) = self.open.keys().nth(which).copied() {
+            ledger.cancels(token);
+            self.say(&json!({"action": "cancel", "clientId": token}));
+        }
+    }
+
+    pub(crate) fn ask(&mut self, token: u64, ask: &Ask, ledger: &mut Ledger, time: u64) {
+        if self.link.is_none() {
+            return;
+        }
+        let kind = if ask.kind == Kind::Send { Kind::Request } else { ask.kind };
+        let timeout = ask.timeout.div_ceil(1000);
+        let process = self.process;
+        ledger.asks(&Entry { token, process, kind, timeout: timeout * 1000, resumes: false }, time);
         self.open.insert(token, kind);
-        let mut options = json!({"timeout": timeout});
+        let mut options = json!({"timeout": timeout, "maxAttempts": ask.max_attempts});
         if kind == Kind::Broadcast {
             options["broadcast"] = true.into();
         }
-        self.say(&json!({"id": rng.pick(&ACTIONS), "clientId": token, "data": token, "options": options}));
+        // Blanks around the data stand for its length.
+        let data = payload(token, ask.padding);
+        let text = json!({"id": ask.action, "clientId": token, "options": options, "data": 0}).to_string();
+        let text = text.replacen("\"data\":0", &format!("\"data\":{data}"), 1);
+        self.outgoing.extend_from_slice(text.as_bytes());
+        if self.lines {
+            self.outgoing.push(b'\n');
+        }
     }
 
-    /// Deliveries to work on come back, with the time that each takes.
+    /// Deliveries to work on come back.
     pub(crate) fn receive(
         &mut self,
         bytes: &[u8],
-        oracle: &mut Oracle,
-        rng: &mut Rng,
-        now: Now,
-    ) -> Vec<(String, u64, u64)> {
+        ledger: &mut Ledger,
+        habits: &Habits,
+        time: u64,
+    ) -> Result<Vec<Work>, Violation> {
         self.received.extend_from_slice(bytes);
         let received = std::mem::take(&mut self.received);
         let mut stream = serde_json::Deserializer::from_slice(&received).into_iter::<Value>();
         let mut work = Vec::new();
         while let Some(Ok(object)) = stream.next() {
-            work.extend(self.take_in(&object, oracle, rng, now));
+            work.extend(self.take_in(&object, ledger, habits, time)?);
         }
         self.received = received[stream.byte_offset()..].to_vec();
-        work
+        Ok(work)
     }
 
     fn take_in(
         &mut self,
         object: &Value,
-        oracle: &mut Oracle,
-        rng: &mut Rng,
-        now: Now,
-    ) -> Option<(String, u64, u64)> {
+        ledger: &mut Ledger,
+        habits: &Habits,
+        time: u64,
+    ) -> Result<Option<Work>, Violation> {
         let message = &object["message"];
         match object["action"].as_str() {
             Some("request") => {
                 let token = message["data"].as_u64().expect("data of the simulation is a number");
-                oracle.delivered(token);
                 let delivery = message["serverId"].as_str().expect("a serverId").to_owned();
-                return Some((delivery, token, rng.between(10, 20_000)));
+                let attempt = message["info"]["attempt"].as_u64().unwrap_or(1) as u16;
+                return Ok(habits.work(token, attempt).map(|after| Work { delivery, token, after }));
             }
             Some("response") => {
-                let number = message["data"].as_u64().expect("replies are numbers");
-                self.told(message, &Told::Reply(number), oracle, now);
+                self.told(message, &Told::Reply(message["data"].as_u64()), ledger, time)?;
             }
             Some("error") if message["clientId"].is_u64() => {
                 let info = &message["info"];
@@ -114,35 +182,34 @@ impl JsonPeer {
                     }
                     code => {
                         let known = Code::ALL.iter().find(|known| Some(known.text()) == code);
-                        // A JSON request whose timeout is over is `timeout` or `expired`; both are the reference's `expired`.
                         Told::Error(*known.unwrap_or_else(|| panic!("a code: {object}")))
                     }
                 };
-                self.told(message, &told, oracle, now);
+                self.told(message, &told, ledger, time)?;
             }
-            Some("error") => panic!("this peer keeps to the protocol: {object}"),
-            Some("receivers" | "cancel" | "pong") => {}
+            // Of the connection as a whole, or of a registration over the bound.
+            Some("error" | "receivers" | "cancel" | "pong") => {}
             _ => panic!("not in the table: {object}"),
         }
-        None
+        Ok(None)
     }
 
-    fn told(&mut self, message: &Value, told: &Told, oracle: &mut Oracle, now: Now) {
+    fn told(&mut self, message: &Value, told: &Told, ledger: &mut Ledger, time: u64) -> Verdict {
         let token = message["clientId"].as_u64().expect("a clientId");
         let info = &message["info"];
         let leg = info["expected"]
             .as_u64()
             .map(|expected| (info["leg"].as_u64().unwrap_or(0) as u32, expected as u32));
-        let last = oracle.legs_end(token, leg);
+        let last = ledger.legs_end(token, leg);
         if last {
             self.open.remove(&token);
         }
-        oracle.told(token, told, leg, last, now.mono.micros());
+        ledger.told(token, told, leg, last, time)
     }
 
-    pub(crate) fn finish_work(&mut self, delivery: &str, token: u64, oracle: &mut Oracle, rng: &mut Rng) {
-        let said = if rng.chance(100) { Said::Error } else { Said::Reply };
-        let number = oracle.answers(token, said);
+    pub(crate) fn finish_work(&mut self, delivery: &str, token: u64, ledger: &mut Ledger) {
+        let said = if self.rng.chance(100) { Said::Error } else { Said::Reply };
+        let number = ledger.answers(token, said);
         match said {
             Said::Error => self.say(
                 &json!({"action": "error", "message": {"serverId": delivery, "info": {"error": number.to_string()}}}),

@@ -2,23 +2,45 @@
 //!
 //! | module | is |
 //! |---|---|
+//! | `profile` | what kind of history a seed stands for |
+//! | `script` | what applications do and what goes wrong, written before the history begins |
 //! | `world` | the clock, the queue of what will happen, and what connects the parts |
+//! | `faults` | the script's steps, performed |
 //! | `network` | links that delay, cut into pieces, stall and break; they never reorder or change bytes |
 //! | `server` | the broker's core behind the server's codec, as the server drives it |
+//! | `heard` | what the model hears of what the core is told |
 //! | `peer` | a client core with the wire's codec, as the SDK drives it, and an application on top |
 //! | `json_peer` | a client that knows only the JSON table of the protocol |
-//! | `oracle` | what every request was, what became of it, and whether that was right |
+//! | `rules` | what must hold, by name |
+//! | `ledger` | what every requester asked and was told: the view from outside |
+//! | `model` | what the broker may do, reckoned beside it from what it hears and says |
+//! | `shrink` | the smallest part of a failing script that still fails |
 //! | `rng` | all randomness, from one seed |
 //!
 //! Everything that is random comes from the seed, so a seed is a history, and replaying it gives the same one again:
-//! [`Outcome::fingerprint`] says so.
+//! [`Outcome::fingerprint`] says so. What one thing of a history draws does not depend on the others, so that a script
+//! can be cut down and what is left stays as it was.
 
+mod faults;
+mod heard;
 mod json_peer;
+mod ledger;
+mod model;
 mod network;
-mod oracle;
 mod peer;
+mod profile;
 mod rng;
+mod rules;
+mod run;
+mod script;
 mod server;
+mod shrink;
 mod world;
 
-pub use world::{Outcome, Plan, run};
+pub use self::{
+    profile::{Profile, Settings},
+    rules::{Rule, Violation},
+    run::{Failure, Outcome, Plan, report, run},
+    script::{Ask, Deed, Kind, Step},
+    shrink::shrink,
+};

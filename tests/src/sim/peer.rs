@@ -1,27 +1,32 @@
 //! A client core with the wire's codec, driven as the SDK drives it, and an application on top that asks and handles.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use ringpost_client::{
-    Client, ClientConfig, Completion, Delivery, DeliveryKey, Output, RegistrationId, RequestKey, RequestSpec,
+    Client, ClientConfig, Completion, Delivery, DeliveryKey, Event, Output, RegistrationId, RequestKey,
+    RequestSpec,
 };
 use ringpost_protocol::{
     Code, Content, Outgoing,
     frame::{FrameReader, Preface, decode_server, encode_client},
-    message::{RequestFlags, Verdict},
+    message::{RequestFlags, Verdict as Answer},
     time::Now,
 };
 
 use super::{
-    oracle::{Kind, Oracle, Said, Told},
+    ledger::{Entry, Ledger, Said, Told},
     rng::Rng,
-    world::{ACTIONS, Wish},
+    rules::{Verdict, Violation},
+    script::{Ask, Kind},
+    server::MAX_PAYLOAD,
+    world::{Habits, Wish},
 };
 
 /// A client and its application.
 pub(crate) struct Peer {
-    pub(crate) index: usize,
+    process: usize,
+    session: Bytes,
     pub(crate) core: Client,
     pub(crate) link: Option<usize>,
     received: BytesMut,
@@ -30,17 +35,19 @@ pub(crate) struct Peer {
     open: BTreeMap<u64, RequestKey>,
     registrations: Vec<RegistrationId>,
     /// Deliveries that were called back while the handler was at work.
-    called_back: BTreeMap<DeliveryKey, ()>,
+    called_back: BTreeSet<DeliveryKey>,
     working: BTreeMap<DeliveryKey, u64>,
+    boot: Option<u64>,
+    /// Another process has, or had, the same session.
+    pub(crate) contested: bool,
+    rng: Rng,
 }
 
-/// Bounds frames that the peer accepts.
-const MAX_PAYLOAD: u32 = 1 << 20;
-
 impl Peer {
-    pub(crate) fn new(index: usize, config: ClientConfig) -> Self {
+    pub(crate) fn new(process: usize, config: ClientConfig, rng: Rng) -> Self {
         Self {
-            index,
+            process,
+            session: config.session.clone(),
             core: Client::new(config),
             link: None,
             received: BytesMut::new(),
@@ -48,8 +55,11 @@ impl Peer {
             outgoing: Outgoing::new(),
             open: BTreeMap::new(),
             registrations: Vec::new(),
-            called_back: BTreeMap::new(),
+            called_back: BTreeSet::new(),
             working: BTreeMap::new(),
+            boot: None,
+            contested: false,
+            rng,
         }
     }
 
@@ -82,13 +92,19 @@ impl Peer {
         while let Some(frame) = reader.next(&mut self.received).expect("the server's frames are whole") {
             if let Some(message) = decode_server(frame).expect("the server's frames are right") {
                 self.core.received(message, now.mono);
-                self.core.check_invariants();
             }
         }
+        self.core.heard(now.mono);
+        self.core.check_invariants();
     }
 
     /// Does what the core says; what the world must do comes back.
-    pub(crate) fn turn(&mut self, oracle: &mut Oracle, rng: &mut Rng, now: Now) -> Vec<Wish> {
+    pub(crate) fn turn(
+        &mut self,
+        ledger: &mut Ledger,
+        habits: &Habits,
+        time: u64,
+    ) -> Result<Vec<Wish>, Violation> {
         let mut wishes = Vec::new();
         while let Some(output) = self.core.poll_output() {
             match output {
@@ -98,22 +114,38 @@ impl Peer {
                     self.flush(&mut wishes);
                     wishes.push(Wish::HangUp { link: self.link.take() });
                 }
-                Output::Complete(completion) => self.completed(completion, oracle, now),
-                Output::Deliver(delivery) => self.delivered(delivery, oracle, rng, &mut wishes),
+                Output::Abort => {
+                    self.outgoing.clear();
+                    wishes.push(Wish::HangUp { link: self.link.take() });
+                }
+                Output::Complete(completion) => self.completed(&completion, ledger, time)?,
+                Output::Deliver(delivery) => self.delivered(&delivery, habits, &mut wishes),
                 Output::CancelDelivery(key) => {
-                    self.called_back.insert(key, ());
-                    wishes.push(Wish::Work { delivery: key, after: rng.below(3000) });
+                    self.called_back.insert(key);
+                    let mut rng = habits.of(self.working.get(&key).copied().unwrap_or_default(), 1);
+                    // One that is stuck does not listen.
+                    if !rng.chance(habits.stuck) {
+                        wishes.push(Wish::Work { delivery: key, after: rng.below(3000) });
+                    }
                 }
-                Output::Progress { .. } | Output::Receivers(_) | Output::Registered(_) | Output::Event(_) => {
-                }
+                Output::Event(Event::Connected { boot, epoch, .. }) => match self.boot.replace(boot) {
+                    Some(before) if before != boot => ledger.excuse(self.process),
+                    Some(_) if epoch == 1 => ledger.is_unknown(self.process, &self.session)?,
+                    _ => {}
+                },
+                Output::Progress { .. }
+                | Output::Unclaimed(_)
+                | Output::Receivers(_)
+                | Output::Registered(_)
+                | Output::Event(_) => {}
                 Output::RegistrationFailed(id, _) | Output::Deregistered(id) => {
                     self.registrations.retain(|known| *known != id)
                 }
             }
-            self.core.check_invariants();
         }
+        self.core.check_invariants();
         self.flush(&mut wishes);
-        wishes
+        Ok(wishes)
     }
 
     fn flush(&mut self, wishes: &mut Vec<Wish>) {
@@ -124,7 +156,7 @@ impl Peer {
         }
     }
 
-    fn completed(&mut self, completion: Completion, oracle: &mut Oracle, now: Now) {
+    fn completed(&mut self, completion: &Completion, ledger: &mut Ledger, time: u64) -> Verdict {
         let told = match &completion.result {
             Ok(content) if content.is_empty() => Told::Accepted,
             Ok(content) => Told::Reply(number_in(content.payload())),
@@ -135,102 +167,91 @@ impl Peer {
             self.open.remove(&completion.token);
         }
         let leg = completion.leg.map(|leg| (leg.index, leg.expected));
-        oracle.told(completion.token, &told, leg, completion.last, now.mono.micros());
+        ledger.told(completion.token, &told, leg, completion.last, time)
     }
 
-    fn delivered(&mut self, delivery: Delivery, oracle: &mut Oracle, rng: &mut Rng, wishes: &mut Vec<Wish>) {
-        let token = number_in(delivery.message.content.payload());
-        oracle.delivered(token);
+    fn delivered(&mut self, delivery: &Delivery, habits: &Habits, wishes: &mut Vec<Wish>) {
+        let token = number_in(delivery.message.content.payload()).expect("payloads begin with a number");
         self.working.insert(delivery.key, token);
-        // One in fifty sits on it until it is called back.
-        let after = if rng.chance(20) { 30_000_000 } else { rng.between(10, 20_000) };
-        wishes.push(Wish::Work { delivery: delivery.key, after });
+        if let Some(after) = habits.work(token, delivery.message.attempt) {
+            wishes.push(Wish::Work { delivery: delivery.key, after });
+        }
     }
 
     /// The handler has come to an end with a delivery.
-    pub(crate) fn finish_work(&mut self, key: DeliveryKey, oracle: &mut Oracle, rng: &mut Rng, now: Now) {
+    pub(crate) fn finish_work(&mut self, key: DeliveryKey, ledger: &mut Ledger, now: Now) {
         let Some(token) = self.working.remove(&key) else { return };
-        let called_back = self.called_back.remove(&key).is_some();
-        let said = if called_back && rng.chance(800) {
-            Said::Cancelled
-        } else if rng.chance(100) {
-            Said::Error
+        let called_back = self.called_back.remove(&key);
+        let (said, verdict) = if called_back && self.rng.chance(800) {
+            (Said::Cancelled, Answer::Cancelled)
+        } else if self.rng.chance(100) {
+            (Said::Error, Answer::Error)
         } else {
-            Said::Reply
+            (Said::Reply, Answer::Reply)
         };
-        let verdict = match said {
-            Said::Reply => Verdict::Reply,
-            Said::Error => Verdict::Error,
-            Said::Cancelled => Verdict::Cancelled,
-        };
-        let number = oracle.answers(token, said);
+        let number = ledger.answers(token, said);
         self.core.answer(key, verdict, Content::from_payload(number.to_string()), now.mono);
     }
 
-    /// The application does one thing.
-    pub(crate) fn act(&mut self, token: u64, oracle: &mut Oracle, rng: &mut Rng, now: Now) {
-        match rng.below(100) {
-            0..=2 if self.registrations.len() < 4 => {
-                let id = self.core.register(rng.pick(&ACTIONS), rng.between(1, 8) as u32);
-                self.registrations.extend(id);
-            }
-            3 if !self.registrations.is_empty() => {
-                let id = rng.pick(&self.registrations);
-                self.core.deregister(id);
-            }
-            4..=9 => {
-                if let Some((&token, &key)) = self.open.iter().next() {
-                    oracle.cancels(token);
-                    self.core.cancel(key, now.mono);
-                }
-            }
-            _ => self.ask(token, oracle, rng, now),
-        }
-        self.core.check_invariants();
-    }
-
     pub(crate) fn register(&mut self, action: &str, credit: u32) {
-        let id = self.core.register(action, credit);
-        self.registrations.extend(id);
+        if self.registrations.len() < 4
+            && let Ok(id) = self.core.register(action, credit)
+        {
+            self.registrations.push(id);
+        }
     }
 
-    fn ask(&mut self, token: u64, oracle: &mut Oracle, rng: &mut Rng, now: Now) {
-        let kind = match rng.below(10) {
-            0 => Kind::Broadcast,
-            1 => Kind::Send,
-            _ => Kind::Request,
-        };
-        let flags = match kind {
+    pub(crate) fn deregister(&mut self, which: usize) {
+        if let Some(id) = self.registrations.get(which).copied() {
+            self.core.deregister(id);
+        }
+    }
+
+    pub(crate) fn set_credit(&mut self, which: usize, credit: u32) {
+        if let Some(id) = self.registrations.get(which).copied() {
+            self.core.set_credit(id, credit);
+        }
+    }
+
+    pub(crate) fn cancel(&mut self, which: usize, ledger: &mut Ledger, now: Now) {
+        if let Some((&token, &key)) = self.open.iter().nth(which) {
+            ledger.cancels(token);
+            self.core.cancel(key, now.mono);
+        }
+    }
+
+    pub(crate) fn ask(&mut self, token: u64, ask: &Ask, ledger: &mut Ledger, time: u64, now: Now) -> Verdict {
+        let flags = match ask.kind {
             Kind::Request => RequestFlags::default(),
             Kind::Send => RequestFlags::SEND,
             Kind::Broadcast => RequestFlags::BROADCAST,
         };
-        let timeout = std::time::Duration::from_micros(rng.between(2_000, 3_000_000));
-        let max_attempts = rng.between(1, 3) as u8;
-        let action = rng.pick(&ACTIONS);
-        let padding = " ".repeat(if rng.chance(20) { 30_000 } else { rng.below(200) as usize });
-        let content =
-            Content::from_parts(action.as_bytes(), b"", b"", format!("{token}{padding}").as_bytes());
+        let timeout = std::time::Duration::from_micros(ask.timeout);
+        let payload = payload(token, ask.padding);
+        let content = Content::from_parts(ask.action.as_bytes(), b"", b"", payload.as_bytes());
+        let max_attempts = ask.max_attempts;
         let spec = RequestSpec { flags, max_attempts, timeout, content, ..RequestSpec::default() };
-        oracle.asks(
-            token,
-            kind,
-            u32::from(max_attempts),
-            timeout.as_micros() as u64,
-            true,
-            now.mono.micros(),
+        let resumes = !self.session.is_empty() && !self.contested;
+        ledger.asks(
+            &Entry { token, process: self.process, kind: ask.kind, timeout: ask.timeout, resumes },
+            time,
         );
         match self.core.request(spec, token, now.mono) {
             Ok(key) => {
                 self.open.insert(token, key);
+                Ok(())
             }
-            Err(error) => oracle.told(token, &Told::Error(error.kind()), None, true, now.mono.micros()),
+            Err(error) => ledger.told(token, &Told::Error(error.kind()), None, true, time),
         }
     }
 }
 
+/// A payload that begins with a number.
+pub(crate) fn payload(number: u64, padding: usize) -> String {
+    format!("{number}{}", " ".repeat(padding))
+}
+
 /// The number that a payload begins with: a request's token, or an answer's number.
-pub(crate) fn number_in(payload: &[u8]) -> u64 {
-    let text = std::str::from_utf8(payload).expect("payloads of the simulation are text");
-    text.trim().parse().unwrap_or_else(|_| panic!("`{text}` is a number"))
+pub(crate) fn number_in(payload: &[u8]) -> Option<u64> {
+    std::str::from_utf8(payload).ok()?.trim().parse().ok()
 }

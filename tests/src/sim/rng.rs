@@ -9,6 +9,16 @@ impl Rng {
         Self(seed)
     }
 
+    /// A stream of its own for one thing of a history, the same whatever else happens in it: what is left out of a
+    /// script must not change the rest.
+    pub(crate) fn of(seed: u64, thing: [u64; 3]) -> Self {
+        let mut rng = Self::new(seed);
+        for part in thing {
+            rng = Self::new(rng.next() ^ part.wrapping_mul(0xff51_afd7_ed55_8ccd));
+        }
+        rng
+    }
+
     pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;

@@ -1,30 +1,51 @@
-//! The broker's core behind the server's codec, driven as the server drives it.
+//! The broker's core behind the server's codec, driven as the server drives it, with the model listening.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::BytesMut;
-use ringpost_broker::{Broker, Config, ConnId, Input, Output, Speaks};
+use ringpost_broker::{Broker, Config, ConnId, Input, Output, RefusalCause, Speaks};
 use ringpost_protocol::{
-    Outgoing,
+    Content, Outgoing,
     dialect::{Decoded, Dialect, ServerCodec},
     json::Parser,
-    time::Now,
+    message::{ClientMessage, Hello, Request, ServerMessage},
+    time::{Now, Time},
+};
+
+use serde_json::Value;
+
+use super::{
+    heard::heard,
+    model::{Heard, Model},
+    rules::{Verdict, Violation},
 };
 
 /// What the server wants the world to do.
+#[derive(Debug)]
 pub(crate) enum Effect {
-    Bytes { link: usize, bytes: Vec<u8> },
+    /// There is something to send on this link.
+    Ready { link: usize },
+    /// Send what waits on this link, then close it.
     Close { link: usize },
+    /// All is drained.
+    Drained,
 }
 
 pub(crate) struct Server {
     pub(crate) broker: Broker,
+    pub(crate) model: Model,
     boot: u64,
+    outbound_limit: usize,
+    check_invariants: bool,
     connections: BTreeMap<ConnId, Connection>,
     by_link: BTreeMap<usize, ConnId>,
     free: Vec<ConnId>,
     next: u32,
     parser: Parser,
+    /// What the core was told, by the count of the first output that can follow from it.
+    told: VecDeque<(u64, Heard, Time)>,
+    /// Outputs taken so far.
+    taken: u64,
 }
 
 struct Connection {
@@ -32,22 +53,34 @@ struct Connection {
     codec: ServerCodec,
     received: BytesMut,
     outgoing: Outgoing,
-    opened: bool,
-    closing: bool,
+    /// What is left to be sent, in order: what the socket has not taken.
+    waiting: VecDeque<u8>,
+    /// The core knows it.
+    known: bool,
+    /// Its first message has come.
+    greeted: bool,
+    clogged: bool,
+    /// What comes is thrown away; what waits is sent.
+    ending: bool,
 }
 
-const MAX_PAYLOAD: u32 = 1 << 20;
+pub(crate) const MAX_PAYLOAD: u32 = 1 << 20;
 
 impl Server {
-    pub(crate) fn new(config: Config) -> Self {
+    pub(crate) fn new(config: Config, outbound_limit: usize, check_invariants: bool) -> Self {
         Self {
             boot: config.boot,
+            model: Model::new(&config),
             broker: Broker::new(config),
+            outbound_limit,
+            check_invariants,
             connections: BTreeMap::new(),
             by_link: BTreeMap::new(),
             free: Vec::new(),
             next: 0,
             parser: Parser::new(),
+            told: VecDeque::new(),
+            taken: 0,
         }
     }
 
@@ -57,99 +90,268 @@ impl Server {
             ConnId(self.next - 1)
         });
         self.by_link.insert(link, conn);
-        let codec = ServerCodec::new(self.boot, MAX_PAYLOAD);
-        let (received, outgoing) = (BytesMut::new(), Outgoing::new());
-        self.connections
-            .insert(conn, Connection { link, codec, received, outgoing, opened: false, closing: false });
+        let connection = Connection {
+            link,
+            codec: ServerCodec::new(self.boot, MAX_PAYLOAD),
+            received: BytesMut::new(),
+            outgoing: Outgoing::new(),
+            waiting: VecDeque::new(),
+            known: false,
+            greeted: false,
+            clogged: false,
+            ending: false,
+        };
+        self.connections.insert(conn, connection);
     }
 
-    pub(crate) fn receive(&mut self, link: usize, bytes: &[u8], now: Now) -> Vec<Effect> {
-        let Some(conn) = self.by_link.get(&link).copied() else { return Vec::new() };
-        if let Some(connection) = self.connections.get_mut(&conn) {
-            connection.received.extend_from_slice(bytes);
-        }
+    pub(crate) fn receive(&mut self, link: usize, bytes: &[u8], now: Now) -> Result<Vec<Effect>, Violation> {
+        let Some(conn) = self.by_link.get(&link).copied() else { return Ok(Vec::new()) };
+        let Some(connection) = self.connections.get_mut(&conn).filter(|connection| !connection.ending) else {
+            return Ok(Vec::new());
+        };
+        connection.received.extend_from_slice(bytes);
+        let mut quiet = true;
         while let Some(input) = self.next_input(conn) {
-            self.broker.handle(input, now);
-            self.broker.check_invariants();
+            quiet = false;
+            self.tell(input, now);
+        }
+        if quiet && self.connections.get(&conn).is_some_and(|connection| connection.known) {
+            self.tell(Input::Heard { conn }, now);
         }
         self.turn(now)
     }
 
     fn next_input(&mut self, conn: ConnId) -> Option<Input> {
-        let connection = self.connections.get_mut(&conn).filter(|connection| !connection.closing)?;
+        let connection = self.connections.get_mut(&conn).filter(|connection| !connection.ending)?;
         match connection.codec.decode(&mut self.parser, &mut connection.received, &mut connection.outgoing) {
             Ok(Decoded::Opened(dialect)) => {
-                connection.opened = true;
+                connection.known = true;
                 let speaks = if dialect == Dialect::Json { Speaks::Json } else { Speaks::Binary };
                 Some(Input::Opened { conn, speaks })
             }
-            Ok(Decoded::Message(message)) => Some(Input::Message { conn, message }),
+            Ok(Decoded::Message(message)) => {
+                connection.greeted = true;
+                Some(Input::Message { conn, message })
+            }
             Ok(Decoded::NeedMore) => None,
             Err(error) => panic!("the peers of this simulation keep to the protocol: {error}"),
         }
     }
 
-    /// The client's half is closed.
-    pub(crate) fn half_closed(&mut self, link: usize, now: Now) -> Vec<Effect> {
-        if let Some(conn) = self.opened(link) {
-            self.broker.handle(Input::HalfClosed { conn }, now);
+    /// The client's half has ended. What it had begun to say is no message.
+    pub(crate) fn half_closed(&mut self, link: usize, now: Now) -> Result<Vec<Effect>, Violation> {
+        if let Some(conn) = self.by_link.get(&link).copied()
+            && let Some(connection) = self.connections.get_mut(&conn).filter(|connection| connection.known)
+        {
+            if connection.received.is_empty() {
+                self.tell(Input::HalfClosed { conn }, now);
+            } else {
+                self.tell(Input::Refused { cause: RefusalCause::Unreadable }, now);
+                self.forget(conn, now);
+            }
         }
         self.turn(now)
+    }
+
+    /// A connection on which nothing whole was said in time is cut.
+    pub(crate) fn cut_if_mute(&mut self, link: usize, now: Now) -> Result<Vec<Effect>, Violation> {
+        let Some(conn) = self.by_link.get(&link).copied() else { return Ok(Vec::new()) };
+        if self.connections.get(&conn).is_none_or(|connection| connection.greeted || connection.ending) {
+            return Ok(Vec::new());
+        }
+        self.tell(Input::Refused { cause: RefusalCause::Mute }, now);
+        self.forget(conn, now);
+        let mut effects = self.turn(now)?;
+        effects.push(Effect::Close { link });
+        Ok(effects)
     }
 
     /// The link is gone.
-    pub(crate) fn closed(&mut self, link: usize, now: Now) -> Vec<Effect> {
-        if let Some(conn) = self.opened(link) {
-            self.broker.handle(Input::Closed { conn }, now);
-        }
+    pub(crate) fn closed(&mut self, link: usize, now: Now) -> Result<Vec<Effect>, Violation> {
         if let Some(conn) = self.by_link.remove(&link) {
+            self.forget(conn, now);
+            let effects = self.turn(now);
             self.connections.remove(&conn);
             self.free.push(conn);
+            return effects;
         }
         self.turn(now)
     }
 
-    fn opened(&self, link: usize) -> Option<ConnId> {
-        let conn = *self.by_link.get(&link)?;
-        self.connections.get(&conn).filter(|connection| connection.opened).map(|_| conn)
+    fn forget(&mut self, conn: ConnId, now: Now) {
+        let Some(connection) = self.connections.get_mut(&conn) else { return };
+        connection.ending = true;
+        if std::mem::take(&mut connection.known) {
+            self.tell(Input::Closed { conn }, now);
+        }
     }
 
-    pub(crate) fn handle_timeout(&mut self, now: Now) -> Vec<Effect> {
+    pub(crate) fn handle_timeout(&mut self, now: Now) -> Result<Vec<Effect>, Violation> {
+        let at = self.taken + self.broker.pending_outputs() as u64;
+        self.told.push_back((at, Heard::Time, now.mono));
         self.broker.handle_timeout(now);
         self.turn(now)
     }
 
-    /// Does what the core says, then sends what there is for each connection at once.
-    fn turn(&mut self, now: Now) -> Vec<Effect> {
-        let mut closing = Vec::new();
+    pub(crate) fn drain(&mut self, grace_ms: u32, now: Now) -> Result<Vec<Effect>, Violation> {
+        self.tell(Input::Drain { grace_ms }, now);
+        self.turn(now)
+    }
+
+    pub(crate) fn drain_over(&mut self, now: Now) -> Result<Vec<Effect>, Violation> {
+        self.tell(Input::DrainOver, now);
+        self.turn(now)
+    }
+
+    /// What a link's socket can take now.
+    pub(crate) fn take(&mut self, link: usize, room: usize, now: Now) -> (Vec<u8>, bool) {
+        let Some(conn) = self.by_link.get(&link).copied() else { return (Vec::new(), true) };
+        let Some(connection) = self.connections.get_mut(&conn) else { return (Vec::new(), true) };
+        let bytes = connection.waiting.drain(..room.min(connection.waiting.len())).collect();
+        let finished = connection.ending && connection.waiting.is_empty();
+        let known = connection.known;
+        if known && connection.clogged && connection.waiting.len() * 2 < self.clog_bytes() {
+            self.unclog(conn, now);
+        }
+        (bytes, finished)
+    }
+
+    fn unclog(&mut self, conn: ConnId, now: Now) {
+        if let Some(connection) = self.connections.get_mut(&conn) {
+            connection.clogged = false;
+        }
+        self.tell(Input::Unclogged { conn }, now);
+    }
+
+    /// Whether the core was told something since it was last asked what to do.
+    pub(crate) fn has_news(&self) -> bool {
+        !self.told.is_empty()
+    }
+
+    fn clog_bytes(&self) -> usize {
+        self.outbound_limit / 2
+    }
+
+    /// What the broker still has, by its own account: `$sys.stats`, asked on a connection of its own.
+    pub(crate) fn what_is_left(&mut self, now: Now) -> Vec<(String, u64)> {
+        let conn = ConnId(self.next);
+        let request = Request {
+            number: 1,
+            content: Content::from_parts(b"$sys.stats", b"", b"", b""),
+            ..Request::default()
+        };
+        self.broker.handle(Input::Opened { conn, speaks: Speaks::Binary }, now);
+        for message in [ClientMessage::Hello(Hello::default()), ClientMessage::Request(request)] {
+            self.broker.handle(Input::Message { conn, message }, now);
+        }
+        let mut stats = Value::Null;
         while let Some(output) = self.broker.poll_output() {
+            if let Output::Send { conn: to, message: ServerMessage::Reply(reply) } = output
+                && to == conn
+            {
+                stats = serde_json::from_slice(reply.content.payload()).unwrap_or_default();
+            }
+        }
+        let of_the_probe = |name: &str| u64::from(matches!(name, "connectionsBinary" | "sessions"));
+        let bounds = |name: &str| name == "memoryLimitBytes";
+        let now = stats["now"].as_object().into_iter().flatten().filter(|(name, _)| !bounds(name));
+        let left: Vec<_> = now
+            .map(|(name, count)| (name.clone(), count.as_u64().unwrap_or(u64::MAX) - of_the_probe(name)))
+            .collect();
+        assert!(!left.is_empty(), "the broker says what it has: {stats}");
+        left
+    }
+
+    /// Tells the core, and notes what for the model.
+    fn tell(&mut self, input: Input, now: Now) {
+        let at = self.taken + self.broker.pending_outputs() as u64;
+        self.told.push_back((at, heard(&input), now.mono));
+        self.broker.handle(input, now);
+        if self.check_invariants {
+            self.broker.check_invariants();
+        }
+    }
+
+    /// Does what the core says; what there is for each connection leaves at once.
+    pub(crate) fn turn(&mut self, now: Now) -> Result<Vec<Effect>, Violation> {
+        let mut effects = Vec::new();
+        while let Some(output) = self.broker.poll_output() {
+            self.model_hears()?;
+            self.taken += 1;
+            self.model.said(&output)?;
             match output {
                 Output::Send { conn, message } => {
                     let Some(connection) = self.connections.get_mut(&conn) else { continue };
-                    let parser = &mut self.parser;
-                    if connection
-                        .codec
-                        .encode(&message, now.wall_ms, parser, &mut connection.outgoing)
-                        .is_err()
-                    {
-                        self.broker.handle(Input::Undeliverable { conn, message: Box::new(message) }, now);
+                    if connection.ending {
+                        continue;
                     }
+                    let out = &mut connection.outgoing;
+                    let encoded = connection.codec.encode(&message, now.wall_ms, &mut self.parser, out);
+                    assert!(encoded.is_ok(), "payloads of the simulation are JSON");
+                    connection.waiting.extend(connection.outgoing.drain_to_vec());
+                    self.bound(conn, now, &mut effects);
                 }
-                Output::Close { conn, .. } => closing.push(conn),
-                Output::Drained => {}
+                Output::Close { conn, .. } => {
+                    if let Some(connection) = self.connections.get(&conn) {
+                        effects.push(Effect::Close { link: connection.link });
+                    }
+                    self.forget(conn, now);
+                }
+                Output::Drained => effects.push(Effect::Drained),
+                Output::Full { conn } => self.make_room(conn, now),
             }
         }
-        self.broker.check_invariants();
-        let mut effects = Vec::new();
-        for connection in self.connections.values_mut().filter(|connection| !connection.outgoing.is_empty()) {
-            effects.push(Effect::Bytes { link: connection.link, bytes: connection.outgoing.drain_to_vec() });
+        self.model_hears()?;
+        self.model.turn_ended()?;
+        if self.check_invariants {
+            self.broker.check_invariants();
         }
-        for conn in closing {
-            if let Some(connection) = self.connections.get_mut(&conn) {
-                connection.closing = true;
-                effects.push(Effect::Close { link: connection.link });
+        for connection in self.connections.values_mut() {
+            if !connection.outgoing.is_empty() {
+                connection.waiting.extend(connection.outgoing.drain_to_vec());
+            }
+            if !connection.waiting.is_empty() {
+                effects.push(Effect::Ready { link: connection.link });
             }
         }
-        effects
+        Ok(effects)
+    }
+
+    /// The core holds back because much has gone out: with little of it still here, it need not.
+    fn make_room(&mut self, conn: ConnId, now: Now) {
+        let clog_bytes = self.clog_bytes();
+        let Some(connection) = self.connections.get_mut(&conn).filter(|connection| connection.known) else {
+            return;
+        };
+        connection.clogged = connection.waiting.len() * 2 >= clog_bytes;
+        if !connection.clogged {
+            self.unclog(conn, now);
+        }
+    }
+
+    /// What a slow reader does not take is bounded: first it gets no more deliveries, then it is cut.
+    fn bound(&mut self, conn: ConnId, now: Now, effects: &mut Vec<Effect>) {
+        let clog_bytes = self.clog_bytes();
+        let Some(connection) = self.connections.get_mut(&conn) else { return };
+        let waiting = connection.waiting.len();
+        if waiting > self.outbound_limit {
+            connection.waiting.clear();
+            effects.push(Effect::Close { link: connection.link });
+            self.tell(Input::Refused { cause: RefusalCause::Slow }, now);
+            self.forget(conn, now);
+        } else if waiting > clog_bytes && !connection.clogged && connection.known {
+            connection.clogged = true;
+            self.tell(Input::Clogged { conn }, now);
+        }
+    }
+
+    /// The model hears what the core was told before its next output.
+    fn model_hears(&mut self) -> Verdict {
+        while self.told.front().is_some_and(|(at, ..)| *at <= self.taken)
+            && let Some((_, heard, now)) = self.told.pop_front()
+        {
+            self.model.heard(heard, now)?;
+        }
+        Ok(())
     }
 }

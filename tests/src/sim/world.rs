@@ -1,542 +1,386 @@
 //! The clock, the queue of what will happen, and what connects the parts.
 
+mod cast;
+mod traffic;
+
 use std::{
     collections::{BTreeMap, BinaryHeap, VecDeque},
     time::Duration,
 };
 
-use ringpost_broker::{Config, Policy};
-use ringpost_client::{ClientConfig, DeliveryKey};
+use ringpost_client::ClientConfig;
 use ringpost_protocol::time::{Now, Time};
 
+pub(crate) use self::cast::{Event, Habits, Party, Process, Seat, Session, Wish};
+use self::cast::{Owner, Planned};
 use super::{
+    Outcome, Plan,
     json_peer::JsonPeer,
+    ledger::Ledger,
     network::{End, Link},
-    oracle::Oracle,
     peer::Peer,
     rng::Rng,
-    server::{Effect, Server},
+    rules::{Verdict, Violation, ensure},
+    script::{Deed, Step},
+    server::Server,
 };
 
-/// Few actions, so that there are always several handlers of one, and sometimes none.
-pub(crate) const ACTIONS: [&str; 3] = ["sum", "echo", "jobs"];
+pub(crate) const SECOND: u64 = 1_000_000;
+const WALL_START_MS: u64 = 1_700_000_000_000;
+/// The broker's clock must not begin at zero, and nobody's may run backwards.
+const BEGIN: u64 = SECOND;
+/// After the last step: everything ends by itself. Timeouts are up to 3 s, a process stands still for up to 20 s.
+const CALM: u64 = 40 * SECOND;
+/// How long a connection may take for its first message.
+const HANDSHAKE: u64 = 5 * SECOND;
+/// A JSON connection has no pings: there the operating system notices that nothing arrives.
+const KEEPALIVE: u64 = 15 * SECOND;
 
-/// One history to be.
-#[derive(Debug, Clone)]
-pub struct Plan {
-    /// Everything random comes from it.
-    pub seed: u64,
-    /// Clients with the real core.
-    pub peers: usize,
-    /// Clients that know only the JSON table.
-    pub json_peers: usize,
-    /// Things that applications do.
-    pub steps: u64,
-    /// Whether links break, go dark, and connecting fails.
-    pub faults: bool,
-    /// How the broker chooses.
-    pub policy: Policy,
-    /// The broker's pace.
-    pub dispatch_interval: Duration,
-    /// Requests that may wait for one action.
-    pub queue_limit: usize,
-    /// Whether to print what happens.
-    pub trace: bool,
-}
-
-impl Plan {
-    /// The plan that a seed stands for.
-    pub fn from_seed(seed: u64) -> Self {
-        let mut rng = Rng::new(seed ^ 0x5eed);
-        Self {
-            seed,
-            peers: rng.between(2, 6) as usize,
-            json_peers: rng.below(3) as usize,
-            steps: rng.between(50, 600),
-            faults: rng.chance(700),
-            policy: if rng.chance(500) { Policy::RoundRobin } else { Policy::LeastBusy },
-            dispatch_interval: Duration::from_micros(if rng.chance(150) {
-                rng.between(100, 5000)
-            } else {
-                0
-            }),
-            queue_limit: if rng.chance(300) { rng.between(1, 8) as usize } else { 1000 },
-            trace: false,
-        }
-    }
-}
-
-/// What came out of a history.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Outcome {
-    /// Of everything that happened, in order: two runs of a plan have the same.
-    pub fingerprint: u64,
-    /// How many requests ended how.
-    pub endings: BTreeMap<String, u64>,
-    /// Things that happened.
-    pub events: u64,
-}
-
-/// What a peer wants the world to do.
-pub(crate) enum Wish {
-    Dial,
-    Send { link: usize, bytes: Vec<u8> },
-    HangUp { link: Option<usize> },
-    Work { delivery: DeliveryKey, after: u64 },
-}
-
-#[derive(Debug)]
-enum Event {
-    /// A peer's try to connect comes to its end.
-    Dialed {
-        peer: usize,
-    },
-    /// Bytes arrive.
-    Piece {
-        link: usize,
-        to: End,
-        bytes: Vec<u8>,
-    },
-    /// An end learns that the link is gone.
-    Gone {
-        link: usize,
-        to: End,
-    },
-    PeerTimer {
-        peer: usize,
-    },
-    ServerTimer,
-    /// A peer's application does one thing.
-    Act {
-        peer: usize,
-    },
-    /// A handler comes to its end.
-    Work {
-        peer: usize,
-        delivery: DeliveryKey,
-    },
-    JsonWork {
-        peer: usize,
-        link: usize,
-        delivery: String,
-        token: u64,
-    },
-    /// Some link breaks or goes dark.
-    Fault,
-}
-
-/// Ordered by time, then by when it was planned: the earliest first out of a heap.
-struct Planned {
-    at: u64,
-    order: u64,
-    event: Event,
-}
-
-impl PartialEq for Planned {
-    fn eq(&self, other: &Self) -> bool {
-        self.order == other.order
-    }
-}
-impl Eq for Planned {}
-impl PartialOrd for Planned {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Planned {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (other.at, other.order).cmp(&(self.at, self.order))
-    }
-}
-
-struct World {
-    rng: Rng,
-    now: u64,
+pub(crate) struct World<'a> {
+    pub(crate) plan: &'a Plan,
+    steps: BTreeMap<usize, &'a Step>,
+    pub(crate) now: u64,
     planned: BinaryHeap<Planned>,
     order: u64,
-    server: Server,
+    pub(crate) server: Option<Server>,
+    pub(crate) boot: u64,
+    /// The listeners are closed.
+    pub(crate) leaving: bool,
     server_timer: Option<u64>,
-    /// Peers with the real core first, then the JSON ones.
-    peers: Vec<Peer>,
-    peer_timers: Vec<Option<u64>>,
-    json_peers: Vec<JsonPeer>,
-    links: Vec<Link>,
-    /// Links on which nothing arrives any more, without anybody being told.
-    dark: Vec<usize>,
-    oracle: Oracle,
-    steps: u64,
-    last_step: u64,
-    tokens: u64,
-    plan: Plan,
+    pub(crate) server_hangs_until: u64,
+    pub(crate) server_ahead: u64,
+    pub(crate) wall_offset_ms: i64,
+    pub(crate) processes: Vec<Process>,
+    pub(crate) seats: Vec<Seat>,
+    pub(crate) links: Vec<Link>,
+    pub(crate) ledger: Ledger,
+    pub(crate) habits: Habits,
     fingerprint: u64,
     events: u64,
+    /// What happened last, if anybody wants to know.
+    pub(crate) notes: VecDeque<String>,
 }
 
-/// When the history begins on the wall clock.
-const WALL_START_MS: u64 = 1_700_000_000_000;
-const SECOND: u64 = 1_000_000;
+/// Events that a report shows.
+const NOTES: usize = 40;
 
-/// Runs a plan to its end, and checks on the way that all is as it should be.
-///
-/// # Panics
-/// When it is not; the message says what. The same plan panics again at the same place.
-pub fn run(plan: &Plan) -> Outcome {
-    let mut world = World::new(plan);
-    world.begin();
-    while let Some(Planned { at, event, .. }) = world.planned.pop() {
-        world.now = at;
-        world.events += 1;
-        world.note(&event);
-        world.step(event);
-        if world.is_over() {
-            break;
-        }
-    }
-    world.finish()
-}
-
-impl World {
-    fn new(plan: &Plan) -> Self {
-        let mut rng = Rng::new(plan.seed);
-        let config = Config {
-            boot: rng.next(),
-            hash_seed: rng.next(),
-            policy: plan.policy,
-            dispatch_interval: plan.dispatch_interval,
-            queue_limit: plan.queue_limit,
-            leg_queue_limit: 2,
-            ..Config::default()
-        };
-        let peers: Vec<_> = (0..plan.peers)
-            .map(|index| {
-                let session = format!("peer-{index}").into();
-                let seed = rng.next();
-                let reconnect_interval = Duration::from_millis(50);
-                Peer::new(
-                    index,
-                    ClientConfig { session, seed, reconnect_interval, ..ClientConfig::default() },
-                )
-            })
-            .collect();
-        let json_peers = (0..plan.json_peers).map(|_| JsonPeer::new(rng.chance(500))).collect();
-        Self {
-            now: SECOND,
+impl<'a> World<'a> {
+    pub(crate) fn new(plan: &'a Plan) -> Self {
+        let settings = &plan.settings;
+        let mut world = Self {
+            plan,
+            steps: plan.script.iter().map(|step| (step.index, step)).collect(),
+            now: BEGIN,
             planned: BinaryHeap::new(),
             order: 0,
-            server: Server::new(config),
+            server: None,
+            boot: 0,
+            leaving: false,
             server_timer: None,
-            peer_timers: vec![None; peers.len()],
-            peers,
-            json_peers,
+            server_hangs_until: 0,
+            server_ahead: 0,
+            wall_offset_ms: 0,
+            processes: Vec::new(),
+            seats: (0..settings.clients + settings.json_clients).map(|_| Seat::default()).collect(),
             links: Vec::new(),
-            dark: Vec::new(),
-            oracle: Oracle::new(plan.faults),
-            steps: plan.steps,
-            last_step: 0,
-            tokens: 0,
-            plan: plan.clone(),
+            ledger: Ledger::default(),
+            habits: Habits {
+                seed: plan.seed,
+                work: settings.work,
+                stuck: settings.stuck,
+                never: settings.never,
+            },
             fingerprint: 0xcbf2_9ce4_8422_2325,
             events: 0,
-            rng,
+            notes: VecDeque::new(),
+        };
+        world.boot_server();
+        for step in &plan.script {
+            world.plan_at(BEGIN + step.at, Event::Step(step.index));
         }
+        let last = BEGIN + plan.script.last().map_or(0, |step| step.at);
+        let linger = settings.config.session_linger.as_micros() as u64;
+        world.plan_at(last + CALM, Event::CloseAll);
+        world.plan_at(last + CALM + linger + 20 * SECOND, Event::Inspect);
+        world
     }
 
-    fn begin(&mut self) {
-        for index in 0..self.peers.len() {
-            let now = self.clock();
-            let action = self.rng.pick(&ACTIONS);
-            let credit = self.rng.between(1, 8) as u32;
-            self.peers[index].register(action, credit);
-            self.peers[index].core.start(now.mono);
-            self.turn_of(index);
-            let first = self.now + self.rng.below(SECOND);
-            self.plan_at(first, Event::Act { peer: index });
+    pub(crate) fn run(&mut self) -> Result<Outcome, Violation> {
+        while let Some(Planned { at, order, event }) = self.planned.pop() {
+            let hangs_until = match self.owner(&event) {
+                Owner::World => 0,
+                Owner::Server => self.server_hangs_until,
+                Owner::Process(process) => self.processes[process].hangs_until,
+            };
+            if hangs_until > at {
+                self.planned.push(Planned { at: hangs_until, order, event });
+                continue;
+            }
+            self.now = at;
+            self.events += 1;
+            self.note(&event);
+            if matches!(event, Event::Inspect) {
+                break;
+            }
+            self.step(event)?;
         }
-        for index in 0..self.json_peers.len() {
-            let peer = self.plan.peers + index;
-            self.plan_at(self.now, Event::Dialed { peer });
-            self.plan_at(self.now + SECOND / 10, Event::Act { peer });
-        }
-        if self.plan.faults {
-            self.plan_at(self.now + SECOND / 5, Event::Fault);
-        }
+        self.inspect()?;
+        let endings = std::mem::take(&mut self.ledger.endings);
+        Ok(Outcome { fingerprint: self.fingerprint, endings, events: self.events })
     }
 
-    /// No more steps, and time for everything to end: timeouts are up to 3 s, work up to 30 s, liveness takes 15 s.
-    fn is_over(&self) -> bool {
-        self.steps == 0 && self.planned.peek().is_none_or(|next| next.at > self.last_step + 60 * SECOND)
-    }
-
-    fn step(&mut self, event: Event) {
+    fn owner(&self, event: &Event) -> Owner {
         match event {
-            Event::Dialed { peer } => self.dialed(peer),
-            Event::Piece { link, to, bytes } => {
-                if self.links[link].is_open(to) && !self.dark.contains(&link) {
-                    self.arrived(link, to, &bytes);
-                }
+            Event::Piece { link, to: End::Client, .. } | Event::Gone { link, to: End::Client } => {
+                Owner::Process(self.links[*link].process)
             }
+            Event::Piece { to: End::Server, .. }
+            | Event::Gone { to: End::Server, .. }
+            | Event::ServerTimer { .. }
+            | Event::Mute { .. }
+            | Event::DrainOver { .. } => Owner::Server,
+            Event::Dialed { process }
+            | Event::ProcessTimer { process }
+            | Event::Work { process, .. }
+            | Event::JsonWork { process, .. } => Owner::Process(*process),
+            Event::Step(index) => match self.steps.get(index) {
+                Some(step) if step.deed.is_its_own() => {
+                    self.seats[step.seat].process.map_or(Owner::World, Owner::Process)
+                }
+                _ => Owner::World,
+            },
+            _ => Owner::World,
+        }
+    }
+
+    fn step(&mut self, event: Event) -> Verdict {
+        match event {
+            Event::Step(index) => {
+                let step = self.steps.get(&index).copied();
+                step.map_or(Ok(()), |step| self.perform(step))
+            }
+            Event::Dialed { process } => self.dialed(process),
+            Event::Piece { link, to, bytes } => self.arrived(link, to, bytes),
             Event::Gone { link, to } => self.gone(link, to),
-            Event::PeerTimer { peer } => {
-                self.peer_timers[peer] = None;
-                let now = self.clock();
-                self.peers[peer].core.handle_timeout(now.mono);
-                self.peers[peer].core.check_invariants();
-                self.turn_of(peer);
+            Event::ProcessTimer { process } => {
+                self.processes[process].timer = None;
+                let now = self.clock_of(process);
+                let entry = &mut self.processes[process];
+                if let Party::Client(peer) = &mut entry.party
+                    && entry.alive
+                {
+                    peer.core.handle_timeout(now.mono);
+                    return self.turn_of(process);
+                }
+                Ok(())
             }
-            Event::ServerTimer => {
+            Event::ServerTimer { boot } if boot == self.boot => {
                 self.server_timer = None;
-                let now = self.clock();
-                let effects = self.server.handle_timeout(now);
-                self.apply(effects);
+                self.at_server(|server, now| server.handle_timeout(now))
             }
-            Event::Act { peer } => self.act(peer),
-            Event::Work { peer, delivery } => {
-                let now = self.clock();
-                self.peers[peer].finish_work(delivery, &mut self.oracle, &mut self.rng, now);
-                self.turn_of(peer);
-            }
-            Event::JsonWork { peer, link, delivery, token } => {
-                let json = &mut self.json_peers[peer - self.plan.peers];
-                if json.link == Some(link) {
-                    json.finish_work(&delivery, token, &mut self.oracle, &mut self.rng);
-                    self.flush_json(peer);
+            Event::Work { process, delivery } => {
+                let now = self.clock_of(process);
+                let entry = &mut self.processes[process];
+                if let Party::Client(peer) = &mut entry.party
+                    && entry.alive
+                {
+                    peer.finish_work(delivery, &mut self.ledger, now);
+                    return self.turn_of(process);
                 }
+                Ok(())
             }
-            Event::Fault => self.fault(),
+            Event::JsonWork { process, link, delivery, token } => {
+                let entry = &mut self.processes[process];
+                if let Party::Json(peer) = &mut entry.party
+                    && entry.alive
+                    && peer.link == Some(link)
+                {
+                    peer.finish_work(&delivery, token, &mut self.ledger);
+                    return self.turn_of(process);
+                }
+                Ok(())
+            }
+            Event::Mute { link } if self.links[link].open[End::Server as usize] => {
+                self.at_server(|server, now| server.cut_if_mute(link, now))
+            }
+            Event::Return { seat, session } => self.occupy(seat, session),
+            Event::DrainOver { boot } if boot == self.boot => {
+                self.plan_at(self.now + SECOND / 50, Event::BrokerDies { boot });
+                self.at_server(|server, now| server.drain_over(now))
+            }
+            Event::BrokerDies { boot } if boot == self.boot && self.server.is_some() => {
+                self.kill_server(SECOND / 20);
+                Ok(())
+            }
+            Event::BrokerReturns => {
+                self.boot_server();
+                Ok(())
+            }
+            Event::CloseAll => self.close_all(),
+            Event::ServerTimer { .. } | Event::DrainOver { .. } | Event::BrokerDies { .. } => Ok(()),
+            Event::Mute { .. } | Event::Inspect => Ok(()),
         }
     }
 
-    fn act(&mut self, peer: usize) {
-        if self.steps == 0 {
+    fn boot_server(&mut self) {
+        if self.server.is_some() {
             return;
         }
-        self.steps -= 1;
-        self.last_step = self.now;
-        self.tokens += 1;
-        let now = self.clock();
-        if peer < self.plan.peers {
-            self.peers[peer].act(self.tokens, &mut self.oracle, &mut self.rng, now);
-            self.turn_of(peer);
+        self.boot += 1;
+        let settings = &self.plan.settings;
+        let config = ringpost_broker::Config { boot: self.boot, ..settings.config.clone() };
+        let check = self.plan.check_invariants;
+        self.server = Some(Server::new(config, settings.outbound_limit, check));
+        (self.leaving, self.server_timer) = (false, None);
+    }
+
+    /// The server's process is gone, and with it all that it knew: its system ends the connections.
+    pub(crate) fn kill_server(&mut self, away: u64) {
+        if self.server.take().is_none() {
+            return;
+        }
+        self.server_hangs_until = 0;
+        for link in 0..self.links.len() {
+            if std::mem::replace(&mut self.links[link].open[End::Server as usize], false) {
+                self.break_link(link, &[End::Client]);
+            }
+        }
+        self.plan_at(self.now + away, Event::BrokerReturns);
+    }
+
+    /// A process begins in a seat, beside whoever may still be there.
+    pub(crate) fn occupy(&mut self, seat: usize, session: Session) -> Verdict {
+        let process = self.processes.len();
+        let place = &mut self.seats[seat];
+        place.processes += 1;
+        place.session += u64::from(session == Session::Another);
+        place.process = Some(process);
+        place.contested &= session == Session::Same;
+        let contested = place.contested;
+        let settings = &self.plan.settings;
+        let mut rng = Rng::of(self.plan.seed, [seat as u64, place.processes, 1]);
+        let party = if seat < settings.clients {
+            let named = seat >= settings.unnamed;
+            let session = if named { format!("seat-{seat}-{}", place.session) } else { String::new() };
+            let config = ClientConfig {
+                session: session.into(),
+                seed: rng.next(),
+                reconnect_interval: Duration::from_millis(50),
+                ..ClientConfig::default()
+            };
+            let mut peer = Peer::new(process, config, rng.clone());
+            peer.contested = contested;
+            Party::Client(Box::new(peer))
         } else {
-            let json = &mut self.json_peers[peer - self.plan.peers];
-            if json.link.is_some() {
-                json.ask(self.tokens, &mut self.oracle, &mut self.rng, now);
-                self.flush_json(peer);
+            Party::Json(JsonPeer::new(process, rng.clone()))
+        };
+        self.processes.push(Process { seat, party, alive: true, hangs_until: 0, ahead: 0, timer: None, rng });
+        let now = self.clock_of(process);
+        match &mut self.processes[process].party {
+            Party::Client(peer) => {
+                peer.core.start(now.mono);
+                self.turn_of(process)
             }
-        }
-        // Bursts, then a pause.
-        let pause = if self.rng.chance(800) { self.rng.below(200) } else { self.rng.below(100_000) };
-        self.plan_at(self.now + pause, Event::Act { peer });
-    }
-
-    fn dialed(&mut self, peer: usize) {
-        let now = self.clock();
-        if self.plan.faults && self.steps > 0 && self.rng.chance(100) {
-            match peer.checked_sub(self.plan.peers) {
-                None => {
-                    self.peers[peer].core.connect_failed("nobody listens", now.mono);
-                    self.turn_of(peer);
-                }
-                Some(_) => self.plan_at(self.now + SECOND / 20, Event::Dialed { peer }),
-            }
-            return;
-        }
-        let link = self.links.len();
-        self.links.push(Link::new(peer, &mut self.rng));
-        self.server.accept(link);
-        if peer < self.plan.peers {
-            self.peers[peer].connected(link, now);
-            self.turn_of(peer);
-        } else {
-            let (action, credit) = (self.rng.pick(&ACTIONS), self.rng.between(1, 8));
-            let json = &mut self.json_peers[peer - self.plan.peers];
-            json.connected(link);
-            json.register(action, credit);
-            self.flush_json(peer);
-        }
-    }
-
-    fn arrived(&mut self, link: usize, to: End, bytes: &[u8]) {
-        let (now, peer) = (self.clock(), self.links[link].peer);
-        match to {
-            End::Server => {
-                let effects = self.server.receive(link, bytes, now);
-                self.apply(effects);
-            }
-            End::Client if peer < self.plan.peers => {
-                if self.peers[peer].link == Some(link) {
-                    self.peers[peer].receive(bytes, now);
-                    self.turn_of(peer);
-                }
-            }
-            End::Client => {
-                let json = &mut self.json_peers[peer - self.plan.peers];
-                if json.link == Some(link) {
-                    for (delivery, token, after) in json.receive(bytes, &mut self.oracle, &mut self.rng, now)
-                    {
-                        self.plan_at(self.now + after, Event::JsonWork { peer, link, delivery, token });
-                    }
-                }
+            Party::Json(_) => {
+                self.plan_at(self.now + 1000, Event::Dialed { process });
+                Ok(())
             }
         }
     }
 
-    fn gone(&mut self, link: usize, to: End) {
-        if !std::mem::replace(&mut self.links[link].open[to as usize], false) {
-            return;
-        }
-        let (now, peer) = (self.clock(), self.links[link].peer);
-        match to {
-            End::Server => {
-                if self.rng.chance(500) {
-                    let effects = self.server.half_closed(link, now);
-                    self.apply(effects);
-                }
-                let effects = self.server.closed(link, now);
-                self.apply(effects);
-            }
-            End::Client if peer < self.plan.peers => {
-                if self.peers[peer].link == Some(link) {
-                    self.peers[peer].disconnected(now);
-                    self.turn_of(peer);
-                }
-            }
-            End::Client => {
-                let json = &mut self.json_peers[peer - self.plan.peers];
-                if json.link == Some(link) {
-                    json.disconnected(&mut self.oracle, now);
-                    self.plan_at(self.now + SECOND / 20, Event::Dialed { peer });
-                }
-            }
-        }
-    }
-
-    /// A link breaks: both ends learn of it, each in its time. Or it goes dark: nobody is told.
-    fn fault(&mut self) {
-        if self.steps == 0 {
-            return;
-        }
-        let open: Vec<_> = (0..self.links.len()).filter(|link| self.links[*link].open == [true; 2]).collect();
-        if !open.is_empty() {
-            let link = self.rng.pick(&open);
-            let has_core = self.links[link].peer < self.plan.peers;
-            // JSON has no pings: there the operating system notices, which is not simulated.
-            if has_core && self.rng.chance(150) {
-                self.dark.push(link);
-            } else {
-                self.break_link(link);
-            }
-        }
-        let pause = self.rng.between(SECOND / 50, SECOND);
-        self.plan_at(self.now + pause, Event::Fault);
-    }
-
-    fn break_link(&mut self, link: usize) {
-        for to in [End::Client, End::Server] {
-            let at = self.now + self.rng.below(5000);
-            self.plan_at(at, Event::Gone { link, to });
-        }
-    }
-
-    fn turn_of(&mut self, peer: usize) {
-        let now = self.clock();
-        let wishes: VecDeque<_> = self.peers[peer].turn(&mut self.oracle, &mut self.rng, now).into();
-        for wish in wishes {
-            match wish {
-                Wish::Dial => {
-                    let at = self.now + self.rng.between(50, 3000);
-                    self.plan_at(at, Event::Dialed { peer });
-                }
-                Wish::Send { link, bytes } => self.transmit(link, End::Server, &bytes),
-                Wish::HangUp { link: Some(link) } => {
-                    self.links[link].open[End::Client as usize] = false;
-                    let at = self.links[link].arrival(End::Server, self.now, &mut self.rng);
-                    self.plan_at(at, Event::Gone { link, to: End::Server });
-                }
-                Wish::HangUp { link: None } => {}
-                Wish::Work { delivery, after } => {
-                    self.plan_at(self.now + after, Event::Work { peer, delivery })
-                }
-            }
-        }
-        let deadline =
-            self.peers[peer].core.next_deadline().map(|deadline| deadline.micros().max(self.now + 1));
-        if let Some(at) = deadline
-            && self.peer_timers[peer].is_none_or(|planned| at < planned)
-        {
-            self.peer_timers[peer] = Some(at);
-            self.plan_at(at, Event::PeerTimer { peer });
-        }
-    }
-
-    fn flush_json(&mut self, peer: usize) {
-        let json = &mut self.json_peers[peer - self.plan.peers];
-        let (link, bytes) = (json.link, json.take_outgoing());
-        if let Some(link) = link {
-            self.transmit(link, End::Server, &bytes);
-        }
-    }
-
-    fn apply(&mut self, effects: Vec<Effect>) {
-        for effect in effects {
-            match effect {
-                Effect::Bytes { link, bytes } => self.transmit(link, End::Client, &bytes),
-                Effect::Close { link } => {
-                    let at = self.links[link].arrival(End::Client, self.now, &mut self.rng);
-                    self.plan_at(at, Event::Gone { link, to: End::Client });
-                    self.plan_at(at, Event::Gone { link, to: End::Server });
-                }
-            }
-        }
-        let deadline = self.server.broker.next_deadline().map(|deadline| deadline.micros().max(self.now + 1));
-        if let Some(at) = deadline
-            && self.server_timer.is_none_or(|planned| at < planned)
-        {
-            self.server_timer = Some(at);
-            self.plan_at(at, Event::ServerTimer);
-        }
-    }
-
-    fn transmit(&mut self, link: usize, to: End, bytes: &[u8]) {
-        for (at, bytes) in self.links[link].pieces(to, bytes, self.now, &mut self.rng) {
-            self.plan_at(at, Event::Piece { link, to, bytes });
-        }
-    }
-
-    fn plan_at(&mut self, at: u64, event: Event) {
+    pub(crate) fn plan_at(&mut self, at: u64, event: Event) {
         self.order += 1;
         self.planned.push(Planned { at, order: self.order, event });
     }
 
-    fn clock(&self) -> Now {
-        Now { mono: Time::from_micros(self.now), wall_ms: WALL_START_MS + self.now / 1000 }
+    pub(crate) fn clock_of(&self, process: usize) -> Now {
+        self.clock(self.processes[process].ahead)
+    }
+
+    pub(crate) fn server_clock(&self) -> Now {
+        self.clock(self.server_ahead)
+    }
+
+    fn clock(&self, ahead: u64) -> Now {
+        let wall_ms = (WALL_START_MS + self.now / 1000).saturating_add_signed(self.wall_offset_ms);
+        Now { mono: Time::from_micros(self.now + ahead), wall_ms }
     }
 
     fn note(&mut self, event: &Event) {
+        let mut hash = |bytes: &[u8]| {
+            for byte in bytes {
+                self.fingerprint = (self.fingerprint ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
+            }
+        };
+        hash(&self.now.to_le_bytes());
+        if let Event::Piece { link, bytes, .. } = event {
+            hash(&link.to_le_bytes());
+            hash(bytes);
+        }
+        if !self.plan.trace {
+            return;
+        }
         let text = match event {
-            Event::Piece { link, to, bytes } => format!("{link} {to:?} {} bytes", bytes.len()),
+            Event::Piece { link, to, bytes } => format!("link {link}: {} bytes to {to:?}", bytes.len()),
+            Event::Step(index) => match self.steps.get(index) {
+                Some(step) => format!("step {index}: seat {}: {:?}", step.seat, step.deed),
+                None => format!("step {index}"),
+            },
             other => format!("{other:?}"),
         };
-        for byte in self.now.to_le_bytes().into_iter().chain(text.bytes()) {
-            self.fingerprint = (self.fingerprint ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
-        }
-        if self.plan.trace {
-            use std::io::Write;
-            let _ = writeln!(std::io::stderr(), "{:>12} {text}", self.now);
+        self.notes.push_back(format!("{:>12} {text}", self.now));
+        if self.notes.len() > NOTES && !self.plan.trace_all {
+            self.notes.pop_front();
         }
     }
 
-    /// All is over: nothing is open, and nothing is left behind.
-    fn finish(mut self) -> Outcome {
-        self.oracle.finish();
-        for peer in &self.peers {
-            assert_eq!(peer.core.open_requests(), 0, "open requests of peer {}", peer.index);
-            assert_eq!(peer.core.held_deliveries(), 0, "held deliveries of peer {}", peer.index);
+    /// Everything has ended by itself. Then all clients go.
+    fn close_all(&mut self) -> Verdict {
+        self.ledger.finish()?;
+        for process in 0..self.processes.len() {
+            let entry = &mut self.processes[process];
+            if !std::mem::replace(&mut entry.alive, false) {
+                continue;
+            }
+            match &mut entry.party {
+                Party::Client(peer) => {
+                    peer.core.close();
+                    self.turn_of(process)?;
+                    let Party::Client(peer) = &self.processes[process].party else { continue };
+                    let (open, held) = (peer.core.open_requests(), peer.core.held_deliveries());
+                    ensure!((open, held) == (0, 0), Memory, "process {process} keeps {open} and {held}");
+                }
+                Party::Json(peer) => {
+                    ensure!(!peer.has_open(), Once, "a request of the JSON process {process} never ended");
+                    if let Some(link) = peer.link {
+                        self.break_link(link, &[End::Server]);
+                    }
+                }
+            }
         }
-        self.server.broker.check_invariants();
-        assert_eq!(self.server.broker.open_requests(), 0, "open requests of the broker");
-        assert_eq!(self.server.broker.open_deliveries(), 0, "open deliveries of the broker");
-        let endings = std::mem::take(&mut self.oracle.endings);
-        Outcome { fingerprint: self.fingerprint, endings, events: self.events }
+        Ok(())
+    }
+
+    /// All is over: nothing is left behind.
+    fn inspect(&mut self) -> Verdict {
+        let now = self.server_clock();
+        let Some(server) = &mut self.server else { return Ok(()) };
+        if self.plan.check_invariants {
+            server.broker.check_invariants();
+        }
+        for (what, count) in server.what_is_left(now) {
+            ensure!(count == 0, Memory, "{count} {what} are left when all is closed");
+        }
+        Ok(())
+    }
+}
+
+impl Deed {
+    /// A process does it itself; the rest is done to it.
+    fn is_its_own(&self) -> bool {
+        matches!(
+            self,
+            Self::Ask(_) | Self::Cancel(_) | Self::Register(..) | Self::Deregister(_) | Self::Credit(..)
+        )
     }
 }
