@@ -13,6 +13,7 @@ use ringpost_protocol::{
 use crate::{
     Broker, ConnId, Speaks,
     broker::Drain,
+    durable::Gate,
     slab::Key,
     state::{Action, Kept, LegState, Request, RequestState, Session, Timer},
 };
@@ -47,21 +48,22 @@ impl Broker {
         };
         session.next_number = next_number;
         match self.admit(asked) {
-            Ok(action) => self.accept(conn, session_key, action, speaks, asked),
+            Ok(Admission::Plain(action)) => self.accept(conn, session_key, action, speaks, asked),
+            Ok(Admission::Durable) => self.accept_durable(conn, session_key, speaks, asked),
             Err(Refusal::Internal) => self.answer_control(conn, session_key, speaks, asked),
             Err(Refusal::Error(code, message)) => self.refuse(conn, session_key, asked, code, message),
         }
     }
 
     /// Whether a request may come in, and the action that it is for.
-    fn admit(&self, asked: &Asked) -> Result<Key<Action>, Refusal> {
+    fn admit(&self, asked: &Asked) -> Result<Admission, Refusal> {
         let name = asked.content.name();
         // A known action has been checked when it was registered.
         if let Some(action) = self.action_by_name.get(name)
             && !asked.flags.has(RequestFlags::DURABLE)
             && self.drain == Drain::No
         {
-            return Ok(*action);
+            return Ok(Admission::Plain(*action));
         }
         if let Err(error) = check_name(name) {
             return Err(Refusal::Error(Code::Malformed, error.to_string()));
@@ -76,18 +78,12 @@ impl Broker {
                 format!("no request can go to `{text}`: {error}"),
             ));
         }
-        if asked.flags.has(RequestFlags::DURABLE.with(RequestFlags::BROADCAST)) {
-            let message = "a broadcast cannot be durable: send it plain, or send to one handler".to_owned();
-            return Err(Refusal::Error(Code::Unsupported, message));
+        if asked.flags.has(RequestFlags::DURABLE) {
+            return Ok(Admission::Durable);
         }
         if self.drain != Drain::No {
             let message = "the server is leaving and takes no new requests: connect to another".to_owned();
             return Err(Refusal::Error(Code::Draining, message));
-        }
-        if asked.flags.has(RequestFlags::DURABLE) {
-            let message =
-                "this server keeps no log, so it cannot promise durability: send it without `durable`";
-            return Err(Refusal::Error(Code::DurableUnavailable, message.to_owned()));
         }
         Err(Refusal::Error(Code::NoHandler, no_handler(&text)))
     }
@@ -110,8 +106,12 @@ impl Broker {
             return self.refuse(conn, session_key, asked, Code::NoHandler, message);
         }
         let broadcast = asked.flags.has(RequestFlags::BROADCAST);
-        let at_once =
-            !broadcast && action.queue.waiting == 0 && !action.ready.is_empty() && self.may_dispatch();
+        let behind = self.sessions.get(session_key).is_some_and(|session| !session.unstable.is_empty());
+        let at_once = !broadcast
+            && !behind
+            && action.queue.waiting == 0
+            && !action.ready.is_empty()
+            && self.may_dispatch();
         if !(at_once || broadcast)
             && let Some(message) = self.over_queue_limit(action_key, asked.content.len())
         {
@@ -144,7 +144,7 @@ impl Broker {
             delivered_after_ms: u32::MAX,
             kept: None,
             content_bytes: content.len() as u32,
-            state: RequestState::Queued,
+            state: if behind { RequestState::Logging } else { RequestState::Queued },
         });
         if let Some(session) = self.sessions.get_mut(session_key) {
             session.open.insert(number, key);
@@ -155,7 +155,10 @@ impl Broker {
         if !content.tag().is_empty() {
             self.keep_tag(key, session_key, number, content.tag());
         }
-        if at_once {
+        if behind {
+            self.keep(key, content);
+            self.wait_behind(Gate::Accept { request: key, session: session_key, number });
+        } else if at_once {
             self.dispatch_now(action_key, key, Some(content));
         } else if broadcast {
             self.counters.broadcasts += 1;
@@ -190,17 +193,17 @@ impl Broker {
                 self.kept_bytes -= kept.content.uncounted_len();
                 kept.content = content;
             }
-            None => request.kept = Some(self.kept.insert(Kept { tag: Tag::new(), content })),
+            None => request.kept = Some(self.kept.insert(Kept { content, ..Kept::default() })),
         }
     }
 
-    fn keep_tag(&mut self, key: Key<Request>, session: Key<Session>, number: u64, tag: &[u8]) {
+    pub(crate) fn keep_tag(&mut self, key: Key<Request>, session: Key<Session>, number: u64, tag: &[u8]) {
         let tag = Tag::from_slice(tag);
         if let Some(session) = self.sessions.get_mut(session) {
             session.by_tag.insert(tag.clone(), number);
         }
         if let Some(request) = self.requests.get_mut(key) {
-            request.kept = Some(self.kept.insert(Kept { tag, content: Content::default() }));
+            request.kept = Some(self.kept.insert(Kept { tag, ..Kept::default() }));
         }
     }
 
@@ -261,7 +264,14 @@ impl Broker {
     }
 
     /// The first and last word about a request that does not come in.
-    fn refuse(&mut self, conn: ConnId, session: Key<Session>, asked: &Asked, code: Code, message: String) {
+    pub(crate) fn refuse(
+        &mut self,
+        conn: ConnId,
+        session: Key<Session>,
+        asked: &Asked,
+        code: Code,
+        message: String,
+    ) {
         match code {
             Code::NoHandler => self.counters.refused_no_handler += 1,
             Code::Overloaded => self.counters.refused_overloaded += 1,
@@ -314,9 +324,12 @@ impl Broker {
 
     pub(crate) fn request_timed_out(&mut self, key: Key<Request>) {
         let Some(request) = self.requests.get(key) else { return };
+        if matches!(request.state, RequestState::Decided) {
+            return self.finish(key);
+        }
         let (code, waited) = (request.ends_with, self.now.mono.since(request.received.mono));
         let what = match &request.state {
-            RequestState::Queued => "no handler had credit for it",
+            RequestState::Logging | RequestState::Queued => "no handler had credit for it",
             _ => "the handler has not answered",
         };
         let message = format!("{what} within {} ms", waited.as_millis());
@@ -348,7 +361,7 @@ impl Broker {
     pub(crate) fn call_back(&mut self, key: Key<Request>) {
         let Some(request) = self.requests.get(key) else { return };
         let held: Vec<_> = match &request.state {
-            RequestState::Queued => return,
+            RequestState::Logging | RequestState::Queued | RequestState::Decided => return,
             RequestState::Delivered(delivery) => vec![*delivery],
             RequestState::Broadcast(legs) => legs
                 .states
@@ -364,6 +377,12 @@ impl Broker {
             self.call_back_delivery(delivery, tag.clone());
         }
     }
+}
+
+/// How a request comes in.
+enum Admission {
+    Plain(Key<Action>),
+    Durable,
 }
 
 enum Refusal {

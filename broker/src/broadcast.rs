@@ -136,6 +136,6 @@ impl Broker {
 fn leg_state(request: &Request, leg: u32) -> Option<LegState> {
     match &request.state {
         RequestState::Broadcast(legs) => legs.states.get(leg as usize).copied(),
-        RequestState::Queued | RequestState::Delivered(_) => None,
+        _ => None,
     }
 }

@@ -13,6 +13,8 @@ use ringpost_protocol::{
 
 use crate::{
     CloseReason, Config, ConnId, Counters, Input, Output,
+    durable::Journal,
+    log::Writer,
     receivers::Receivers,
     slab::{Key, Slab},
     state::{Action, Connection, Delivery, Handler, Kept, Request, Session, Table, Timer},
@@ -39,6 +41,8 @@ pub struct Broker {
     /// Of large messages that have not come in whole.
     pub(crate) half_received_bytes: usize,
     pub(crate) deliveries: Slab<Delivery>,
+    /// `None` without a data directory.
+    pub(crate) journal: Option<Journal>,
     pub(crate) timers: Wheel<Timer>,
     pub(crate) receivers: Receivers,
     /// Actions with work that waits for the dispatch interval, in turn.
@@ -88,6 +92,7 @@ impl Broker {
             driver_bytes: 0,
             half_received_bytes: 0,
             deliveries: Slab::default(),
+            journal: None,
             timers: Wheel::new(),
             receivers: Receivers::default(),
             paced: VecDeque::new(),
@@ -105,6 +110,19 @@ impl Broker {
             now: Now::default(),
             hash_state,
         }
+    }
+
+    /// Gives it a log: durable requests are taken from now on. What the log had from before is put back first, by
+    /// [`Broker::restore`].
+    #[must_use]
+    pub fn with_log(mut self, writer: Writer) -> Self {
+        self.journal = Some(Journal::new(writer));
+        self
+    }
+
+    /// The log, if there is one: the driver does what it asks for, and says [`Input::Logged`] when something was done.
+    pub fn log(&mut self) -> Option<&mut Writer> {
+        self.journal.as_mut().map(|journal| &mut journal.writer)
     }
 
     /// Takes in what happened at `now`. What follows from it waits in [`Broker::poll_output`].
@@ -125,6 +143,7 @@ impl Broker {
                 self.heard(*conn);
             }
             Input::Refused { cause } => self.counters.count(*cause),
+            Input::Logged => self.logged(),
             Input::Drain { grace_ms } => self.start_drain(*grace_ms),
             Input::DrainOver => self.end_drain(),
         }
@@ -137,7 +156,7 @@ impl Broker {
             match timer {
                 Timer::Request(request) => self.request_timed_out(request),
                 Timer::Overdue(delivery) => self.handler_is_stuck(delivery),
-                Timer::Linger(session) => self.end_session(session),
+                Timer::Linger(session) => self.linger_over(session),
                 Timer::Liveness(conn) => self.check_liveness(conn),
                 Timer::Pacing => self.pacing_over(),
                 Timer::Receivers => self.tell_receivers(),
@@ -244,8 +263,8 @@ impl Broker {
             ClientMessage::Ping(token) => self.send(conn, ServerMessage::Pong(*token)),
             ClientMessage::Goaway => self.client_leaves(conn),
             ClientMessage::Acknowledge(Target::Number(sequence)) => self.acknowledge(conn, *sequence),
-            // JSON acknowledges durable replies, which there are none of yet.
-            ClientMessage::Acknowledge(Target::Name(_)) | ClientMessage::Pong(_) => {}
+            ClientMessage::Acknowledge(Target::Name(tag)) => self.acknowledge_tag(conn, tag),
+            ClientMessage::Pong(_) => {}
         }
     }
 
@@ -268,10 +287,13 @@ impl Broker {
 
     /// Says `accepted` if it is due.
     pub(crate) fn tell_accepted(&mut self, session: Key<Session>) {
-        if let Some(session) = self.sessions.get_mut(session)
-            && let Some(upto) = session.accepted.take()
-            && let Some(conn) = session.listens()
-        {
+        let Some(session) = self.sessions.get_mut(session) else { return };
+        // A number is accepted with all below it, and what is not stable may yet be lost.
+        let upto = match session.unstable.front() {
+            Some(first) => session.accepted.map(|accepted| accepted.min(first - 1)),
+            None => session.accepted.take(),
+        };
+        if let (Some(upto), Some(conn)) = (upto.filter(|upto| *upto > 0), session.listens()) {
             self.send(conn, ServerMessage::Accepted { upto, tag: Default::default() });
         }
     }

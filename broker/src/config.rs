@@ -55,6 +55,8 @@ pub struct Config {
     pub server_id: String,
     /// Random at each start: makes delivery and request ids unique across restarts.
     pub boot: u64,
+    /// The log's own id, or 0 without one: makes the ids of durable requests unique and stable over restarts.
+    pub log_id: u64,
     /// Keys the hash tables, so that nobody outside can choose names that collide.
     pub hash_seed: u64,
     /// How handlers are chosen.
@@ -108,6 +110,7 @@ impl Default for Config {
         Self {
             server_id: "ringpost".into(),
             boot: 0,
+            log_id: 0,
             hash_seed: 0,
             policy: Policy::default(),
             dispatch_interval: Duration::ZERO,

@@ -10,7 +10,7 @@ use crate::{
     Broker, CloseReason, ConnId, Output, Speaks,
     broker::Drain,
     slab::Key,
-    state::{Connection, Handler, Timer},
+    state::{Connection, Handler, Session, Timer},
 };
 
 impl Broker {
@@ -277,7 +277,7 @@ impl Broker {
         let ends = connection.half_closed || (connection.leaving && connection.handlers.is_empty());
         let key = connection.session;
         let session = key.and_then(|session| self.sessions.get(session));
-        if ends && session.is_none_or(|session| session.open.is_empty()) {
+        if ends && session.is_none_or(Session::is_idle) {
             if let Some(key) = key.filter(|_| !connection.closing) {
                 self.tell_accepted(key);
             }

@@ -12,6 +12,7 @@ use ringpost_protocol::{
 use crate::{
     Broker, ConnId, Output,
     dispatch::HANDLER_LOST,
+    durable::Answered,
     slab::Key,
     state::{Delivery, Handler, Kept, LegState, Request, RequestState, Session, Timer},
 };
@@ -24,7 +25,8 @@ impl Broker {
         if request.attempt > 1 {
             self.counters.redeliveries += 1;
         }
-        let last = request.attempt >= request.max_attempts;
+        // A durable request may need its content again whatever its attempts: those of leaving handlers do not count.
+        let last = request.attempt >= request.max_attempts && !request.is_durable();
         if let Some(content) = content {
             if last {
                 return self.deliver_content(key, handler, content);
@@ -98,6 +100,7 @@ impl Broker {
             return;
         };
         self.counters.deliveries += 1;
+        let durable = request.is_durable();
         request.delivered_after_ms = millis_between(request.received.mono, self.now.mono);
         let message = Deliver {
             delivery: delivery.raw(),
@@ -106,12 +109,19 @@ impl Broker {
             attempt: request.attempt,
             time_left_ms: millis_between(self.now.mono, request.deadline),
             received_at_ms: request.received.wall_ms,
-            request_id: RequestId { boot, count: request.count },
+            // Over all boots of a log its counts never come again.
+            request_id: RequestId {
+                boot: if durable { self.config.log_id } else { boot },
+                count: request.count,
+            },
             content,
         };
         let (conn, bytes) = (handler.conn, message.content.len());
         self.send(conn, ServerMessage::Deliver(message));
         self.use_window(conn, bytes);
+        if durable {
+            self.log_delivered(key, delivery, conn);
+        }
     }
 
     pub(crate) fn answer(&mut self, conn: ConnId, answer: &mut Answer) {
@@ -129,7 +139,7 @@ impl Broker {
             };
             return self.send(conn, ServerMessage::Error(report));
         };
-        self.settle(key, &delivery, answer);
+        self.settle(conn, key, &delivery, answer);
         #[cfg(feature = "planted-bugs")]
         if self.config.is_planted(crate::PlantedBug::LostCredit) {
             return;
@@ -193,7 +203,8 @@ impl Broker {
     }
 
     /// What an answer means for its request, if that still waits for it.
-    fn settle(&mut self, key: Key<Delivery>, delivery: &Delivery, answer: &mut Answer) {
+    fn settle(&mut self, conn: ConnId, key: Key<Delivery>, delivery: &Delivery, answer: &mut Answer) {
+        let answered = Answered { conn, sequence: answer.sequence };
         if !self.is_current(key, delivery) {
             // A handler that was called back says so, or was faster with its answer; neither changes the outcome.
             if answer.verdict != Verdict::Cancelled {
@@ -229,6 +240,9 @@ impl Broker {
             Some(RequestState::Broadcast(_)) => {
                 self.end_leg(delivery.request, delivery.leg, code, content, true)
             }
+            _ if self.requests.get(delivery.request).is_some_and(Request::is_durable) => {
+                self.decide(delivery.request, code, content, Some(answered));
+            }
             _ => self.end(delivery.request, code, content, true),
         }
     }
@@ -240,7 +254,7 @@ impl Broker {
             Some(RequestState::Broadcast(legs)) => {
                 legs.states.get(delivery.leg as usize) == Some(&LegState::Delivered(key))
             }
-            Some(RequestState::Queued) | None => false,
+            Some(RequestState::Logging | RequestState::Queued | RequestState::Decided) | None => false,
         }
     }
 
@@ -338,6 +352,9 @@ impl Broker {
 
     /// Ends a request: its one outcome goes to the requester.
     fn end(&mut self, key: Key<Request>, code: Option<Code>, content: Content, handled: bool) {
+        if self.requests.get(key).is_some_and(Request::is_durable) {
+            return self.decide(key, code, content, None);
+        }
         let Some(request) = self.forget(key) else { return };
         let session = request.session;
         if request.wants_reply() {
@@ -387,6 +404,7 @@ impl Broker {
         }
         if let Some(session) = session {
             session.open.remove(&ended.number);
+            session.durable -= usize::from(ended.flags.has(RequestFlags::DURABLE));
             if !ended.tag.is_empty() && session.by_tag.get(&ended.tag) == Some(&ended.number) {
                 session.by_tag.remove(&ended.tag);
             }
@@ -445,6 +463,6 @@ impl Ended {
 }
 
 /// Whole milliseconds from `from` to `to`; the wire's mark for "none", all ones, never comes out of it.
-fn millis_between(from: Time, to: Time) -> u32 {
+pub(crate) fn millis_between(from: Time, to: Time) -> u32 {
     u32::try_from(to.since(from).as_millis()).unwrap_or(u32::MAX).min(u32::MAX - 1)
 }

@@ -88,6 +88,8 @@ pub enum Input {
         /// Why.
         cause: RefusalCause,
     },
+    /// The log has got further, or failed: see [`Broker::log`](crate::Broker::log).
+    Logged,
     /// The server shall leave: tell everybody, accept nothing new, finish what is open.
     Drain {
         /// How long the driver will wait for that, in milliseconds.

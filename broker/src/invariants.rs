@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use crate::{
     Broker,
     dispatch::Ready,
-    state::{Connection, LegState, RequestState},
+    slab::Key,
+    state::{Connection, LegState, Request, RequestState},
 };
 
 impl Broker {
@@ -23,7 +24,13 @@ impl Broker {
     /// Every request is open in its session, exactly once, and has a timer.
     fn check_requests(&self) {
         let open: usize = self.sessions.iter().map(|(_, session)| session.open.len()).sum();
-        assert_eq!(open, self.requests.len(), "open numbers = requests");
+        let orphan = |request: &Request| request.is_durable() && !self.sessions.contains(request.session);
+        let orphans = self.requests.iter().filter(|(_, request)| orphan(request)).count();
+        assert_eq!(
+            open + orphans,
+            self.requests.len(),
+            "open numbers = requests, but for those without a session"
+        );
         let kept = self.requests.iter().filter(|(_, request)| request.kept.is_some()).count();
         assert_eq!(kept, self.kept.len(), "what is kept belongs to a request");
         let contents: usize = self.kept.iter().map(|(_, kept)| kept.content.uncounted_len()).sum();
@@ -33,10 +40,18 @@ impl Broker {
         for (key, request) in self.requests.iter() {
             let session = self.sessions.get(request.session);
             assert!(
-                session.is_some_and(|session| session.open.get(&request.number) == Some(&key)),
+                orphan(request)
+                    || session.is_some_and(|session| session.open.get(&request.number) == Some(&key)),
                 "{key:?} is open"
             );
+            let durable = self.durable(key);
+            assert_eq!(durable.is_some(), request.is_durable(), "what is durable of {key:?}");
             match &request.state {
+                RequestState::Logging => {}
+                RequestState::Decided => {
+                    let decided = durable.and_then(|durable| durable.decided);
+                    assert!(decided.is_some(), "the outcome of {key:?}");
+                }
                 RequestState::Queued => {
                     assert!(self.actions.contains(request.action), "queued {key:?} has a queue to be in");
                 }
@@ -59,13 +74,24 @@ impl Broker {
                 Some(conn) => {
                     let connection = self.connection(conn);
                     let mutual = connection.is_some_and(|connection| connection.session == Some(key));
-                    assert!(mutual && session.linger.is_none(), "{key:?} is attached to {conn}");
+                    assert!(
+                        mutual && session.linger.is_none() && !session.away,
+                        "{key:?} is attached to {conn}"
+                    );
                 }
                 None => {
-                    assert!(session.outlives && session.linger.is_some(), "{key:?} is away, not for ever")
+                    let kept = session.outlives && session.linger.is_some() || session.durable > 0;
+                    assert!(kept && session.away, "{key:?} is away, not for ever")
                 }
             }
             session.outcomes.check_invariants(self.config.outcome_limit_bytes);
+            let durable =
+                |request: &&Key<Request>| self.requests.get(**request).is_some_and(Request::is_durable);
+            assert_eq!(session.durable, session.open.values().filter(durable).count(), "durable in {key:?}");
+            for (sequence, request) in &session.durable_outcomes {
+                let decided = self.durable(*request).and_then(|durable| durable.decided);
+                assert!(decided.is_some_and(|it| it.stable && it.sequence == Some(*sequence)), "{request:?}");
+            }
         }
         let away = self.sessions.iter().filter(|(_, session)| session.conn.is_none()).count();
         assert_eq!(away, self.detached, "sessions away");

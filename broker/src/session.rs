@@ -13,7 +13,7 @@
 //! A session outlives its connection if it has a name and its client speaks the binary dialect. Handlers do not: what
 //! they hold is lost with the connection.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::{Bytes, BytesMut};
 use ringpost_protocol::{
@@ -51,6 +51,12 @@ impl Outcomes {
     /// Bytes that it keeps, without those of large contents that are counted once for all.
     pub(crate) fn uncounted_bytes(&self) -> usize {
         self.bytes - self.counted_bytes
+    }
+
+    /// The sequence of an outcome that is kept elsewhere.
+    pub(crate) fn next_sequence(&mut self) -> u64 {
+        self.last += 1;
+        self.last
     }
 
     /// Keeps a copy of an outcome. How many older ones had to make room.
@@ -99,12 +105,20 @@ impl Outcomes {
         let bytes: usize = self.kept.iter().map(|reply| OUTCOME_BYTES + reply.content.len()).sum();
         assert!(bytes == self.bytes && bytes <= limit_bytes, "bytes of kept outcomes");
         let sequences = self.kept.iter().map(|reply| reply.sequence);
-        let expected = (self.last + 1 - self.kept.len() as u64)..=self.last;
-        assert!(sequences.eq(expected), "kept outcomes are the last ones, without a gap");
+        assert!(
+            sequences.clone().is_sorted_by(|one, next| one < next)
+                && sequences.max().unwrap_or(0) <= self.last,
+            "kept outcomes are in the order of their sequences"
+        );
     }
 }
 
 impl Session {
+    /// Whether nothing more is to be sent to its client.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.open.len() == self.durable_outcomes.len()
+    }
+
     /// The connection that outcomes can be sent on now.
     pub(crate) fn listens(&self) -> Option<ConnId> {
         self.conn.filter(|_| self.caught_up)
@@ -128,14 +142,16 @@ impl Broker {
         session.conn = Some(conn);
         session.epoch += 1;
         session.caught_up = session.epoch == 1;
-        if let Some(linger) = session.linger.take() {
+        if std::mem::take(&mut session.away) {
             self.detached -= 1;
+        }
+        if let Some(linger) = session.linger.take() {
             self.timers.cancel(linger);
         }
         (session.epoch, session.next_number)
     }
 
-    fn new_session(&mut self, name: &Bytes, outlives: bool) -> Key<Session> {
+    pub(crate) fn new_session(&mut self, name: &Bytes, outlives: bool) -> Key<Session> {
         // A copy: the name must not pin the buffer that the hello came in.
         let name = Bytes::copy_from_slice(name);
         let key = self.sessions.insert(Session {
@@ -144,11 +160,16 @@ impl Broker {
             outlives: outlives && !name.is_empty(),
             caught_up: true,
             outcomes: Outcomes::default(),
+            away: false,
             linger: None,
+            durable: 0,
+            own_from: 0,
             epoch: 0,
             next_number: 1,
             open: self.table(),
             by_tag: self.table(),
+            unstable: VecDeque::new(),
+            durable_outcomes: BTreeMap::new(),
             accepted: None,
         });
         if !name.is_empty() {
@@ -176,13 +197,15 @@ impl Broker {
             return;
         }
         self.take_from_other(name);
-        if let Some(away) = self.session_by_name.get(name).copied() {
-            self.end_session(away);
-        }
+        let away = self.session_by_name.get(name).copied();
         let name = Bytes::copy_from_slice(name);
         if let Some(session) = self.sessions.get_mut(key) {
             session.name = name.clone();
             self.session_by_name.insert(name, key);
+        }
+        if let Some(away) = away {
+            self.inherit(key, away);
+            self.end_session(away);
         }
     }
 
@@ -192,7 +215,7 @@ impl Broker {
         let Some(session) = self.sessions.get_mut(key) else { return };
         session.conn = None;
         if !session.outlives || ends_here || self.drain != Drain::No {
-            return self.end_session(key);
+            return self.end_all_plain(key);
         }
         if crowded && session.open.is_empty() {
             self.counters.sessions_forgotten += 1;
@@ -200,17 +223,48 @@ impl Broker {
         }
         let linger = self.timers.insert(self.now.mono + self.config.session_linger, Timer::Linger(key));
         session.linger = Some(linger);
+        session.away = true;
         self.detached += 1;
     }
 
-    /// Forgets a session. What it has open is called back from the handlers.
+    /// The client has been away for long: of its session, only what is durable is kept.
+    pub(crate) fn linger_over(&mut self, key: Key<Session>) {
+        self.counters.sessions_forgotten += 1;
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.linger = None;
+        }
+        self.end_all_plain(key);
+    }
+
+    /// Ends what does not outlive the client, and the session if that was all.
+    fn end_all_plain(&mut self, key: Key<Session>) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        if session.durable == 0 || session.name.is_empty() {
+            return self.end_session(key);
+        }
+        if !std::mem::replace(&mut session.away, true) {
+            self.detached += 1;
+        }
+        self.drop_outcomes(key);
+        self.abandon_those(key, |_, _| true);
+    }
+
+    pub(crate) fn drop_outcomes(&mut self, key: Key<Session>) {
+        if let Some(session) = self.sessions.get_mut(key) {
+            self.kept_bytes -= session.outcomes.uncounted_bytes();
+            session.outcomes.clear();
+        }
+    }
+
+    /// Forgets a session. What it has open is called back from the handlers; durable requests go on without it.
     pub(crate) fn end_session(&mut self, key: Key<Session>) {
         self.abandon_those(key, |_, _| true);
+        self.finish_decided(key);
         let Some(session) = self.sessions.remove(key) else { return };
         self.kept_bytes -= session.outcomes.uncounted_bytes();
+        self.detached -= usize::from(session.away);
         if let Some(linger) = session.linger {
             self.counters.sessions_forgotten += 1;
-            self.detached -= 1;
             self.timers.cancel(linger);
         }
         if self.session_by_name.get(&session.name) == Some(&key) {
@@ -219,14 +273,16 @@ impl Broker {
     }
 
     pub(crate) fn forget_detached_sessions(&mut self) {
-        let away = |(key, session): (Key<Session>, &Session)| session.conn.is_none().then_some(key);
+        let away = |(key, session): (Key<Session>, &Session)| {
+            (session.conn.is_none() && session.durable == 0).then_some(key)
+        };
         for key in self.sessions.iter().filter_map(away).collect::<Vec<_>>() {
             self.end_session(key);
         }
     }
 
-    /// Calls back the requests of a session that somebody waits for, but for those with these numbers, which rise.
-    fn abandon_all_but(&mut self, key: Key<Session>, wanted: &[u64]) {
+    /// Calls back the plain requests of a session that somebody waits for, but for those with these numbers, which rise.
+    pub(crate) fn abandon_all_but(&mut self, key: Key<Session>, wanted: &[u64]) {
         self.abandon_those(key, |number, request| {
             wanted.binary_search(&number).is_err() && request.wants_reply()
         });
@@ -235,7 +291,8 @@ impl Broker {
     fn abandon_those(&mut self, key: Key<Session>, unwanted: impl Fn(u64, &Request) -> bool) {
         let Some(session) = self.sessions.get(key) else { return };
         let unwanted = |number: u64, key: Key<Request>| {
-            self.requests.get(key).is_some_and(|request| unwanted(number, request))
+            let plain = |request: &&Request| !request.is_durable();
+            self.requests.get(key).filter(plain).is_some_and(|request| unwanted(number, request))
         };
         let open = session.open.iter().filter(|(number, request)| unwanted(**number, **request));
         let mut requests: Vec<_> = open.map(|(number, request)| (*number, *request)).collect();
@@ -252,8 +309,10 @@ impl Broker {
         let Some(key) = self.connection(conn).and_then(|connection| connection.session) else { return };
         resume.open.sort_unstable();
         let forgotten = std::mem::take(&mut resume.held);
-        let known = self.sessions.get(key).is_some_and(|session| !session.caught_up)
-            && resume.boot == self.config.boot;
+        let known = self.sessions.get(key).is_some_and(|session| !session.caught_up);
+        if known && resume.boot != self.config.boot {
+            return self.resume_durable(conn, key, resume);
+        }
         if !known {
             let open = resume.open.iter().map(|number| (*number, OpenState::Lost)).collect();
             return self.send(conn, ServerMessage::Resumed { open, forgotten });
@@ -261,12 +320,16 @@ impl Broker {
         self.counters.sessions_resumed += 1;
         // What the client does not ask for any more, it gave up while it was away.
         self.abandon_all_but(key, &resume.open);
+        self.acknowledge_durable(key, resume.sequence);
+        let decided = self.decided_numbers(key);
         let Some(session) = self.sessions.get_mut(key) else { return };
         self.kept_bytes -= session.outcomes.uncounted_bytes();
         session.outcomes.acknowledge(resume.sequence);
         self.kept_bytes += session.outcomes.uncounted_bytes();
         session.caught_up = true;
-        let with_outcome: BTreeSet<_> = session.outcomes.kept.iter().map(|reply| reply.number).collect();
+        session.own_from = 0;
+        let plain = session.outcomes.kept.iter().map(|reply| reply.number);
+        let with_outcome: BTreeSet<_> = plain.chain(decided).collect();
         let incomplete = session.outcomes.dropped > resume.sequence;
         let state = |number: u64| {
             #[cfg(feature = "planted-bugs")]
@@ -275,10 +338,10 @@ impl Broker {
             }
             if number >= session.next_number {
                 OpenState::NeverSeen
-            } else if session.open.contains_key(&number) {
-                OpenState::Running
             } else if with_outcome.contains(&number) {
                 OpenState::Outcome
+            } else if session.open.contains_key(&number) {
+                OpenState::Running
             } else if incomplete {
                 OpenState::Lost
             } else {
@@ -287,9 +350,19 @@ impl Broker {
             }
         };
         let open = resume.open.iter().map(|number| (*number, state(*number))).collect();
-        let replayed: Vec<_> = session.outcomes.kept.iter().cloned().collect();
-        let upto = session.next_number - 1;
         self.send(conn, ServerMessage::Resumed { open, forgotten });
+        self.replay(conn, key);
+    }
+
+    /// Sends all outcomes that the client did not acknowledge, in the order of their sequences, then how far its requests
+    /// were accepted.
+    pub(crate) fn replay(&mut self, conn: ConnId, key: Key<Session>) {
+        self.give_sequences(key);
+        let Some(session) = self.sessions.get(key) else { return };
+        let mut replayed: Vec<_> = session.outcomes.kept.iter().cloned().collect();
+        replayed.extend(session.durable_outcomes.values().filter_map(|request| self.durable_reply(*request)));
+        replayed.sort_by_key(|reply| reply.sequence);
+        let upto = session.unstable.front().copied().unwrap_or(session.next_number) - 1;
         self.counters.outcomes_replayed += replayed.len() as u64;
         for reply in replayed {
             self.send(conn, ServerMessage::Reply(reply));
@@ -304,13 +377,17 @@ impl Broker {
     pub(crate) fn begin_anew(&mut self, key: Key<Session>) {
         let Some(session) = self.sessions.get_mut(key).filter(|session| !session.caught_up) else { return };
         session.caught_up = true;
-        self.kept_bytes -= session.outcomes.uncounted_bytes();
-        session.outcomes.clear();
+        session.own_from = session.next_number;
+        self.drop_outcomes(key);
+        self.take_sequences_back(key);
         self.abandon_all_but(key, &[]);
     }
 
     pub(crate) fn acknowledge(&mut self, conn: ConnId, sequence: u64) {
         let key = self.connection(conn).and_then(|connection| connection.session);
+        if let Some(key) = key {
+            self.acknowledge_durable(key, sequence);
+        }
         if let Some(session) = key.and_then(|key| self.sessions.get_mut(key)) {
             #[cfg(feature = "planted-bugs")]
             if self.config.is_planted(crate::PlantedBug::LeakedOutcome) {
@@ -325,8 +402,7 @@ impl Broker {
     /// Sends an outcome to its session's client, and keeps it until the client has acknowledged it.
     pub(crate) fn put_out(&mut self, key: Key<Session>, mut reply: Reply) {
         let Some(session) = self.sessions.get_mut(key) else { return };
-        session.outcomes.last += 1;
-        reply.sequence = session.outcomes.last;
+        reply.sequence = session.outcomes.next_sequence();
         if session.outlives {
             let limit = self.config.outcome_limit_bytes;
             self.kept_bytes -= session.outcomes.uncounted_bytes();

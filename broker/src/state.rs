@@ -18,7 +18,7 @@ use ringpost_protocol::{
     time::{Now, Time, TimerId},
 };
 
-use crate::{ConnId, Speaks, dispatch::Ready, session::Outcomes, slab::Key};
+use crate::{ConnId, Speaks, dispatch::Ready, durable::Durable, session::Outcomes, slab::Key};
 
 /// Tables keyed from outside are hashed with a seed that nobody outside knows.
 pub(crate) type Table<K, V> = HashMap<K, V, SeedableRandomState>;
@@ -57,15 +57,26 @@ pub(crate) struct Session {
     /// Whether the client knows all that happened before its present connection, so that outcomes may be sent to it.
     pub(crate) caught_up: bool,
     pub(crate) outcomes: Outcomes,
-    /// Set while the client is away.
+    /// Its client is away, and it is kept all the same: for a while, or as long as something durable is in it.
+    pub(crate) away: bool,
+    /// Set while the client is away, until it has been for long.
     pub(crate) linger: Option<TimerId>,
+    /// Of the open requests, those that are durable.
+    pub(crate) durable: usize,
+    /// Numbers below this are an earlier process's, which the present one did not ask for.
+    pub(crate) own_from: u64,
     pub(crate) epoch: u64,
     pub(crate) next_number: u64,
     /// Requests without an outcome, by number.
     pub(crate) open: Table<u64, Key<Request>>,
+    /// Numbers of durable requests whose record is not stable yet, rising. What was sent behind them waits for them.
+    pub(crate) unstable: VecDeque<u64>,
+    /// Durable requests whose outcome was put out and is not acknowledged, by its sequence. Their numbers are among the
+    /// open ones all the same.
+    pub(crate) durable_outcomes: BTreeMap<u64, Key<Request>>,
     /// JSON: the newest request of each `clientId`, for `cancel`.
     pub(crate) by_tag: Table<Tag, u64>,
-    /// `Some(upto)`: an `accepted` is due at the end of the turn.
+    /// `Some(upto)`: an `accepted` is due at the end of the turn, as far as what is [`unstable`](Self::unstable) allows.
     pub(crate) accepted: Option<u64>,
 }
 
@@ -139,15 +150,20 @@ pub(crate) struct Request {
 #[derive(Debug, Default)]
 pub(crate) struct Kept {
     pub(crate) tag: Tag,
+    pub(crate) durable: Option<Box<Durable>>,
     /// Empty once it went to the last handler that it can go to.
     pub(crate) content: Content,
 }
 
 #[derive(Debug)]
 pub(crate) enum RequestState {
+    /// Its record, or that of what its session sent before it, is not stable yet.
+    Logging,
     Queued,
     Delivered(Key<Delivery>),
     Broadcast(Box<Legs>),
+    /// Durable: its outcome is kept until nobody needs it any more.
+    Decided,
 }
 
 #[derive(Debug)]

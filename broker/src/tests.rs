@@ -3,6 +3,7 @@
 mod any_order;
 mod control;
 mod corners;
+mod durable;
 mod json;
 mod promises;
 mod sessions;

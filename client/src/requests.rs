@@ -198,21 +198,42 @@ impl Requests {
     }
 
     /// The broker knows nothing of what was sent. What has attempts left goes before all that waits, with one attempt
-    /// less, for it may have run; the rest ends.
-    pub(crate) fn send_again(&mut self, error: &Error, outputs: &mut VecDeque<Output>) {
+    /// less, for it may have run; the rest ends. What is durable was never accepted, so it goes with all its attempts;
+    /// or it stays, if the broker has a log and is still to be asked for it.
+    pub(crate) fn send_again(&mut self, asks: bool, error: &Error, outputs: &mut VecDeque<Output>) {
         let mut again = Vec::new();
         for (_, key) in self.sent_in_order() {
             let Some(open) = self.open.get_mut(key) else { continue };
-            match open.sent.take().filter(|request| request.max_attempts > 1) {
+            let durable = open.flags.has(RequestFlags::DURABLE);
+            if durable && asks {
+                continue;
+            }
+            match open.sent.take().filter(|request| request.max_attempts > 1 || durable) {
                 Some(request) if !request.flags.has(RequestFlags::BROADCAST) => again.push((key, request)),
                 _ => self.end(key, error, outputs),
             }
         }
-        self.sends.clear();
+        let open = &self.open;
+        self.sends.retain(|(number, key)| open.get(*key).is_some_and(|open| open.number == *number));
         for (key, mut request) in again {
-            request.max_attempts -= 1;
+            if !request.flags.has(RequestFlags::DURABLE) {
+                request.max_attempts -= 1;
+            }
             self.wait_again(key, request);
         }
+        let open = &self.open;
+        self.sends.retain(|(number, key)| open.get(*key).is_some_and(|open| open.number == *number));
+    }
+
+    /// Whether a durable request was sent that has no outcome.
+    pub(crate) fn has_durable(&self) -> bool {
+        self.open.values().any(|open| open.number != 0 && open.flags.has(RequestFlags::DURABLE))
+    }
+
+    /// Whether this one is durable.
+    pub(crate) fn is_durable(&self, number: u64) -> bool {
+        let open = self.by_number.get(&number).and_then(|key| self.open.get(*key));
+        open.is_some_and(|open| open.flags.has(RequestFlags::DURABLE))
     }
 
     /// A leaving server has refused this one, or given up on it: as long as it has attempts left, it waits for the next
@@ -321,8 +342,7 @@ impl Requests {
         self.by_number.get(&number).and_then(|key| self.open.get(*key)).map(|open| open.token)
     }
 
-    /// Ends a request here. The number to cancel at the broker, if it has it and it is not a send: what was only sent
-    /// goes on by itself.
+    /// Ends a request here. The number to cancel at the broker, if it has it and it ends with its requester.
     pub(crate) fn cancel(
         &mut self,
         key: RequestKey,
@@ -330,7 +350,9 @@ impl Requests {
         outputs: &mut VecDeque<Output>,
     ) -> Option<u64> {
         let open = self.open.get(key.0)?;
-        let number = (open.number != 0 && !open.flags.has(RequestFlags::SEND)).then_some(open.number);
+        // What was only sent goes on by itself, and so does what is durable: giving up waiting does not end it.
+        let stays = open.flags.has(RequestFlags::SEND) || open.flags.has(RequestFlags::DURABLE);
+        let number = (open.number != 0 && !stays).then_some(open.number);
         self.end(key.0, error, outputs);
         number
     }

@@ -24,6 +24,8 @@ pub(crate) enum Return {
     Known,
     /// The broker knows the session, but as another process's; what it keeps for that one is wanted.
     Heir,
+    /// The broker was restarted and knows the session from its log.
+    Restarted,
     /// The broker never heard of the session, or has forgotten it.
     Unknown,
 }
@@ -34,6 +36,8 @@ pub(crate) struct Session {
     pub(crate) named: bool,
     /// The boot that welcomed the last connection.
     boot: Option<u64>,
+    /// The one before it: what a `resume` speaks of.
+    last_boot: Option<u64>,
     /// The sequence of the last outcome.
     received: u64,
     acknowledged: u64,
@@ -42,6 +46,10 @@ pub(crate) struct Session {
     acknowledge_at: Option<Time>,
     /// `resume` was sent; until it is answered, nothing else is.
     pub(crate) resuming: bool,
+    /// To a broker that knows the session from its log only.
+    pub(crate) restarted: bool,
+    /// From where on the broker had no numbers of this session.
+    pub(crate) next_number: u64,
     pub(crate) claims: Claims,
 }
 
@@ -52,14 +60,18 @@ impl Session {
     }
 
     /// A server welcomes the client.
-    pub(crate) fn welcomed(&mut self, welcome: &Welcome) -> Return {
+    pub(crate) fn welcomed(&mut self, welcome: &Welcome, durable: bool) -> Return {
         // The first connection of a session that the broker has just made up has nothing to resume.
         let known = self.named && self.boot == Some(welcome.boot) && welcome.epoch > 1;
-        self.boot = Some(welcome.boot);
+        self.last_boot = self.boot.replace(welcome.boot);
         (self.bytes, self.acknowledge_at) = (0, None);
         if !known {
             (self.received, self.acknowledged) = (0, 0);
             self.claims.begin(welcome.next_number);
+            if welcome.epoch > 1 && durable && self.last_boot.is_some() {
+                return Return::Restarted;
+            }
+            self.last_boot = self.boot;
             if welcome.epoch == 1 || !self.claims.wanted() {
                 return Return::Unknown;
             }
@@ -68,13 +80,19 @@ impl Session {
         if known { Return::Known } else { Return::Heir }
     }
 
-    pub(crate) fn boot(&self) -> u64 {
-        self.boot.unwrap_or_default()
+    /// The boot whose connection a `resume` speaks of.
+    pub(crate) fn last_boot(&self) -> u64 {
+        self.last_boot.unwrap_or_default()
     }
 
     /// Up to where outcomes are here and taken: the broker need not keep them.
     pub(crate) fn horizon(&self) -> u64 {
         self.claims.horizon(self.received)
+    }
+
+    /// Whether a number that a restarted broker does not know was never accepted by it.
+    pub(crate) fn never_accepted(&self, number: u64) -> bool {
+        self.restarted && number >= self.next_number
     }
 
     /// An outcome came. `false` if it came before.

@@ -87,16 +87,22 @@ impl Content {
 
     /// Content from its parts, copied into one buffer in the wire's order: name, options, headers, payload.
     pub fn from_parts(name: &[u8], options: &[u8], headers: &[u8], payload: &[u8]) -> Self {
-        let mut buffer = Vec::with_capacity(name.len() + options.len() + headers.len() + payload.len());
+        Self::with_tag(name, b"", options, headers, payload)
+    }
+
+    /// The same with JSON's `clientId`, as it was written.
+    pub fn with_tag(name: &[u8], tag: &[u8], options: &[u8], headers: &[u8], payload: &[u8]) -> Self {
+        let length = name.len() + tag.len() + options.len() + headers.len() + payload.len();
+        let mut buffer = Vec::with_capacity(length);
         let mut append = |part: &[u8]| {
             let start = buffer.len();
             buffer.extend_from_slice(part);
             Span::new(start, buffer.len())
         };
-        let (name, options, headers, payload) =
-            (append(name), append(options), append(headers), append(payload));
+        let (name, tag) = (append(name), append(tag));
+        let (options, headers, payload) = (append(options), append(headers), append(payload));
         let bytes = buffer.into();
-        Self { bytes, name, options, headers, payload, ..Self::default() }
+        Self { bytes, name, tag, options, headers, payload, ..Self::default() }
     }
 
     /// The same content, known to hold JSON: the JSON decoder has parsed its payload and its options.

@@ -57,7 +57,7 @@ impl Broker {
         action
     }
 
-    fn forget_action_if_unused(&mut self, key: Key<Action>) {
+    pub(crate) fn forget_action_if_unused(&mut self, key: Key<Action>) {
         let unused = |action: &&Action| action.handlers.is_empty() && action.queue.waiting == 0;
         if let Some(action) = self.actions.get(key).filter(unused) {
             self.action_by_name.remove(&action.name);

@@ -42,7 +42,7 @@ impl Client {
     }
 
     pub(super) fn welcome(&mut self, welcome: Welcome, now: Time) {
-        let returns = self.session.welcomed(&welcome);
+        let returns = self.session.welcomed(&welcome, self.requests.has_durable());
         self.link.ready(welcome.ping_interval_ms, welcome.max_payload, now);
         self.requests.number_from(welcome.next_number);
         self.tell(Event::Connected {
@@ -54,13 +54,16 @@ impl Client {
         self.outputs.extend(self.registrations.messages().map(Output::Send));
         if returns != Return::Known {
             let reason = "the connection was lost, and the server does not know what became of the request; it may have run";
-            self.requests.send_again(&Error::new(Code::ConnectionLost, reason), &mut self.outputs);
+            let asks = returns == Return::Restarted;
+            self.requests.send_again(asks, &Error::new(Code::ConnectionLost, reason), &mut self.outputs);
         }
         match returns {
-            Return::Known | Return::Heir => {
+            Return::Known | Return::Heir | Return::Restarted => {
                 self.session.resuming = true;
+                self.session.restarted = returns == Return::Restarted;
+                self.session.next_number = welcome.next_number;
                 self.say(ClientMessage::Resume(Resume {
-                    boot: self.session.boot(),
+                    boot: self.session.last_boot(),
                     sequence: self.session.horizon(),
                     open: self.requests.sent_numbers(true).collect(),
                     held: Vec::new(),
@@ -86,6 +89,10 @@ impl Client {
                 // Its outcome follows, or comes when it is there.
                 OpenState::Running | OpenState::Outcome => {}
                 OpenState::NeverSeen => self.requests.repeat(*number, now, &mut self.outputs),
+                // It is not in the log, nor is anything behind it: it was never accepted.
+                OpenState::Lost if self.session.never_accepted(*number) && self.requests.is_durable(*number) => {
+                    self.requests.repeat(*number, now, &mut self.outputs);
+                }
                 OpenState::Lost => {
                     let reason = "the connection was lost, and the server has not kept what became of the request; it may have run";
                     self.requests.lose(*number, &Error::new(Code::ConnectionLost, reason), &mut self.outputs);

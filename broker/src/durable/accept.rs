@@ -1,0 +1,166 @@
+//! The way in: a durable request's checks, its record, and what follows once that is stable.
+
+use std::time::Duration;
+
+use ringpost_protocol::{
+    Code, Headers,
+    message::{Request as Asked, RequestFlags, ServerMessage},
+};
+
+use super::{DEFAULT_MAX_ATTEMPTS, DEFAULT_TTL, Durable, Gate, Places};
+use crate::{
+    Broker, ConnId, Speaks,
+    broker::Drain,
+    slab::Key,
+    state::{Request, RequestState, Session, Timer},
+};
+
+/// The header that carries the caller's own key, in both dialects.
+pub(super) const IDEMPOTENCY_KEY: &str = "idempotency-key";
+
+impl Broker {
+    /// Takes a durable request in, as far as its record: it is accepted and dispatched when that is stable.
+    pub(crate) fn accept_durable(
+        &mut self,
+        conn: ConnId,
+        session_key: Key<Session>,
+        speaks: Speaks,
+        asked: &mut Asked,
+    ) {
+        if let Err((code, message)) = self.may_be_durable(asked) {
+            return self.refuse(conn, session_key, asked, code, message);
+        }
+        let most = self.config.max_ttl;
+        let ttl = |ms: u32| Duration::from_millis(u64::from(ms)).min(most);
+        let ttl = if asked.ttl_ms == 0 { DEFAULT_TTL.min(most) } else { ttl(asked.ttl_ms) };
+        // Nothing of the timeout is in the log: it only ends the requester's own waiting.
+        let (number, flags) = (asked.number, asked.flags);
+        let content = std::mem::take(&mut asked.content);
+        let key = self.requests.next_key();
+        let timer = self.timers.insert(self.now.mono + ttl, Timer::Request(key));
+        self.request_count += 1;
+        let Some(session) = self.sessions.get_mut(session_key) else { return };
+        session.open.insert(number, key);
+        session.unstable.push_back(number);
+        session.durable += 1;
+        let name = session.name.clone();
+        let max_attempts = if asked.max_attempts == 0 { DEFAULT_MAX_ATTEMPTS } else { asked.max_attempts };
+        let action = self.action_for(content.name());
+        self.requests.insert(Request {
+            session: session_key,
+            number,
+            action,
+            flags,
+            max_attempts: u16::from(max_attempts),
+            attempt: 0,
+            count: self.request_count,
+            received: self.now,
+            deadline: self.now.mono + ttl,
+            ends_with: Code::Expired,
+            timer,
+            delivered_after_ms: u32::MAX,
+            kept: None,
+            content_bytes: content.len() as u32,
+            state: RequestState::Logging,
+        });
+        if !content.tag().is_empty() {
+            self.keep_tag(key, session_key, number, content.tag());
+        }
+        self.keep(key, content);
+        let expires_ms = self.now.wall_ms.saturating_add(ttl.as_millis() as u64);
+        if let Some(kept) = self.requests.get(key).and_then(|request| self.kept.get_mut(request.kept?)) {
+            kept.durable = Some(Box::new(Durable {
+                expires_ms,
+                session: name,
+                places: Places::default(),
+                decided: None,
+            }));
+        }
+        self.log_request(key, speaks);
+        self.forget_action_if_unused(action);
+        self.wait_behind(Gate::Accept { request: key, session: session_key, number });
+    }
+
+    fn may_be_durable(&self, asked: &Asked) -> Result<(), (Code, String)> {
+        let refusal = |code, message: &str| Err((code, message.to_owned()));
+        if asked.flags.has(RequestFlags::BROADCAST) {
+            return refusal(
+                Code::Unsupported,
+                "a broadcast cannot be durable: send it plain, or send to one handler",
+            );
+        }
+        if self.drain != Drain::No {
+            return refusal(
+                Code::Draining,
+                "the server is leaving and takes no new requests: connect to another",
+            );
+        }
+        let Some(journal) = &self.journal else {
+            return refusal(
+                Code::DurableUnavailable,
+                "this server keeps no log, so it cannot promise durability: send it without `durable`, or start the \
+                 server with `--data-dir DIR`",
+            );
+        };
+        journal.may_take(asked.content.len())?;
+        if self.requests.is_full() {
+            return refusal(Code::Overloaded, "the server holds as many requests as it can: try again later");
+        }
+        Ok(())
+    }
+
+    /// The request's record is stable, or that of what was sent before it: it is accepted, and waits for a handler.
+    pub(super) fn accepted_at_last(&mut self, key: Key<Request>, session: Key<Session>, number: u64) {
+        if let Some(stable) = self.sessions.get_mut(session)
+            && stable.unstable.front() == Some(&number)
+        {
+            stable.unstable.pop_front();
+            self.tell_durable_accepted(key, session, number);
+        }
+        if matches!(self.requests.get(key).map(|request| &request.state), Some(RequestState::Logging)) {
+            self.admit_at_last(key);
+        }
+    }
+
+    fn tell_durable_accepted(&mut self, key: Key<Request>, session_key: Key<Session>, number: u64) {
+        let Some(session) = self.sessions.get_mut(session_key) else { return };
+        let conn = session.listens();
+        if conn.and_then(|conn| self.connection(conn)).is_some_and(|conn| conn.speaks == Speaks::Json) {
+            let tag = self.requests.get(key).map(|request| self.tag_of(request)).unwrap_or_default();
+            // Older clients stop listening for the reply when they see this; they do not ask for durability.
+            if let Some(conn) = conn.filter(|_| !tag.is_empty()) {
+                self.send(conn, ServerMessage::Accepted { upto: number, tag });
+            }
+        } else if let Some(session) = self.sessions.get_mut(session_key) {
+            session.accepted = session.accepted.max(Some(number));
+            self.accepted.push(session_key);
+        }
+    }
+
+    /// Lets a request wait for a handler that had to wait for what its session sent before.
+    fn admit_at_last(&mut self, key: Key<Request>) {
+        let Some(name) = self.kept_of(key).map(|kept| kept.content.name().to_vec()) else { return };
+        let action = self.action_for(&name);
+        let handled = self.actions.get(action).is_some_and(|action| !action.handlers.is_empty());
+        let Some(request) = self.requests.get_mut(key) else { return };
+        request.action = action;
+        if !handled && !request.is_durable() {
+            let message = format!("the last handler of `{}` is gone", String::from_utf8_lossy(&name));
+            self.end_with_error(key, Code::NoHandler, message);
+            self.forget_action_if_unused(action);
+        } else if request.flags.has(RequestFlags::BROADCAST) {
+            self.start_broadcast(key);
+        } else {
+            self.enqueue(action, key, false);
+            self.dispatch(action);
+        }
+    }
+}
+
+/// The caller's own key in a request's headers.
+pub(super) fn idempotency_key(headers: &[u8]) -> Option<&str> {
+    Headers::new(headers)
+        .filter_map(Result::ok)
+        .find(|(key, _)| *key == IDEMPOTENCY_KEY)
+        .map(|(_, value)| value)
+}

@@ -1,0 +1,183 @@
+//! The way out: the outcome of a durable request, from its record to the word that nobody needs it any more.
+
+use ringpost_protocol::{
+    Code, Content,
+    limits::MIN_COUNTED_BYTES,
+    message::{Reply, ServerMessage, Tag},
+};
+
+use super::{Decided, Gate};
+use crate::{
+    Broker, ConnId,
+    delivery::millis_between,
+    slab::Key,
+    state::{Request, RequestState, Session, Timer},
+};
+
+/// A handler's answer, to be acknowledged when what follows from it is stable.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Answered {
+    pub(crate) conn: ConnId,
+    pub(crate) sequence: u64,
+}
+
+impl Broker {
+    /// Decides a durable request: the one outcome that it will ever have. It goes out once its record is stable.
+    pub(crate) fn decide(
+        &mut self,
+        key: Key<Request>,
+        code: Option<Code>,
+        mut content: Content,
+        answered: Option<Answered>,
+    ) {
+        let Some(request) = self.requests.get_mut(key) else { return };
+        let (queued, action, content_bytes) = (request.is_queued(), request.action, request.content_bytes);
+        if matches!(request.state, RequestState::Decided) {
+            return;
+        }
+        request.state = RequestState::Decided;
+        let over = request.deadline <= self.now.mono;
+        if !request.wants_reply() {
+            return self.finish_send(key, queued, answered);
+        }
+        if over {
+            // Its outcome, that it expired, is to be had for as long as a session without a client.
+            let until = self.now.mono + self.config.session_linger;
+            request.timer = self.timers.insert(until, Timer::Request(key));
+        }
+        let handled = answered.is_some();
+        let handled_after_ms =
+            if handled { millis_between(request.received.mono, self.now.mono) } else { u32::MAX };
+        content.count_large(MIN_COUNTED_BYTES, &self.large);
+        self.keep(key, content);
+        if let Some(durable) = self.durable_mut(key) {
+            durable.decided = Some(Decided { code, handled_after_ms, stable: false, sequence: None });
+        }
+        self.log_outcome(key);
+        if queued {
+            self.left_queue(action, content_bytes as usize);
+        }
+        self.wait_behind(Gate::Outcome { request: key, answered });
+    }
+
+    /// A send needs nothing more once it was handled, or is given up.
+    fn finish_send(&mut self, key: Key<Request>, queued: bool, answered: Option<Answered>) {
+        let Some(request) = self.requests.get(key) else { return };
+        let (action, content_bytes) = (request.action, request.content_bytes);
+        if queued {
+            self.left_queue(action, content_bytes as usize);
+        }
+        self.finish(key);
+        if let Some(answered) = answered {
+            self.wait_behind(Gate::Settled(answered));
+        }
+    }
+
+    /// The outcome's record is stable.
+    pub(super) fn outcome_is_stable(&mut self, key: Key<Request>, answered: Option<Answered>) {
+        if let Some(answered) = answered {
+            self.settled(answered);
+        }
+        let Some(decided) = self.durable_mut(key).and_then(|durable| durable.decided.as_mut()) else {
+            return;
+        };
+        decided.stable = true;
+        let Some(session) = self.requests.get(key).map(|request| request.session) else { return };
+        if self.sessions.contains(session) {
+            self.put_out_durable(session, key);
+        } else {
+            // It had no name: nobody can come back for this.
+            self.finish(key);
+        }
+    }
+
+    /// A handler's answer has had its effect for good.
+    pub(super) fn settled(&mut self, answered: Answered) {
+        let binary = |speaks| speaks == crate::Speaks::Binary;
+        if answered.sequence != 0
+            && self.connection(answered.conn).is_some_and(|connection| binary(connection.speaks))
+        {
+            self.send(answered.conn, ServerMessage::Acknowledge { sequence: answered.sequence });
+        }
+    }
+
+    /// Sends an outcome, and gives it its place in its session, if the client listens and wants it.
+    pub(crate) fn put_out_durable(&mut self, session_key: Key<Session>, key: Key<Request>) {
+        let (Some(session), Some(request)) = (self.sessions.get(session_key), self.requests.get(key)) else {
+            return;
+        };
+        // Who is away gets it when it resumes; who began anew did not ask for what was there before.
+        let Some(conn) = session.listens().filter(|_| request.number >= session.own_from) else { return };
+        self.give_sequence(session_key, key);
+        if let Some(reply) = self.durable_reply(key) {
+            self.send(conn, ServerMessage::Reply(reply));
+        }
+        self.close_if_session_finished(session_key);
+    }
+
+    /// A decided request's outcome, as it goes to the requester.
+    pub(crate) fn durable_reply(&self, key: Key<Request>) -> Option<Reply> {
+        let (request, kept) = (self.requests.get(key)?, self.kept_of(key)?);
+        let decided = kept.durable.as_deref()?.decided?;
+        Some(Reply {
+            number: request.number,
+            tag: kept.tag.clone(),
+            sequence: decided.sequence?,
+            code: decided.code,
+            leg: None,
+            attempt: request.attempt,
+            received_at_ms: request.received.wall_ms,
+            delivered_after_ms: request.delivered_after_ms,
+            handled_after_ms: decided.handled_after_ms,
+            content: kept.content.clone(),
+        })
+    }
+
+    /// The session's client has all outcomes up to this one: those of durable requests need not be kept.
+    pub(crate) fn acknowledge_durable(&mut self, key: Key<Session>, sequence: u64) {
+        while let Some(session) = self.sessions.get_mut(key)
+            && let Some(first) = session.durable_outcomes.first_entry()
+            && *first.key() <= sequence
+        {
+            let request = first.remove();
+            self.finish(request);
+        }
+    }
+
+    /// JSON: the client has the outcome of its newest request under this `clientId`.
+    pub(crate) fn acknowledge_tag(&mut self, conn: ConnId, tag: &[u8]) {
+        let Some(key) = self.connection(conn).and_then(|connection| connection.session) else { return };
+        let Some(session) = self.sessions.get(key) else { return };
+        let number = session.by_tag.get(&Tag::from_slice(tag));
+        let request = number.and_then(|number| session.open.get(number)).copied();
+        let decided = |request: &Key<Request>| {
+            self.durable(*request).and_then(|durable| durable.decided).is_some_and(|decided| decided.stable)
+        };
+        if let Some(request) = request.filter(decided) {
+            self.finish(request);
+        }
+    }
+
+    /// Nothing more needs to be known of a durable request.
+    pub(crate) fn finish(&mut self, key: Key<Request>) {
+        let sequence = self.durable(key).and_then(|durable| durable.decided?.sequence);
+        self.log_done(key);
+        let Some(ended) = self.forget(key) else { return };
+        if let Some(session) = self.sessions.get_mut(ended.session) {
+            if let Some(sequence) = sequence {
+                session.durable_outcomes.remove(&sequence);
+            }
+            self.end_session_if_forgotten(ended.session);
+        }
+        self.close_if_session_finished(ended.session);
+    }
+
+    /// A session whose client stayed away was only kept for what is durable.
+    fn end_session_if_forgotten(&mut self, key: Key<Session>) {
+        let forgotten =
+            |session: &Session| session.conn.is_none() && session.linger.is_none() && session.durable == 0;
+        if self.sessions.get(key).is_some_and(forgotten) {
+            self.end_session(key);
+        }
+    }
+}

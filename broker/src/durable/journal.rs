@@ -1,0 +1,164 @@
+//! What is written to the log, and what waits until it is stable.
+
+use std::collections::VecDeque;
+
+use ringpost_protocol::Code;
+
+use super::{Places, decide::Answered};
+use crate::{
+    Broker, ConnId, Speaks,
+    log::{Location, Record, Sequence, Writer, body},
+    slab::Key,
+    state::{Delivery, Request, Session},
+};
+
+/// What waits for the log.
+#[derive(Debug)]
+pub(crate) enum Gate {
+    /// A request may be accepted, and wait for a handler.
+    Accept { request: Key<Request>, session: Key<Session>, number: u64 },
+    /// An outcome may go out.
+    Outcome { request: Key<Request>, answered: Option<Answered> },
+    /// A handler may be told that its answer has had its effect.
+    Settled(Answered),
+}
+
+/// The log as the core sees it: records go in, and gates open as they become stable.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    pub(crate) writer: Writer,
+    /// In the order of their sequences.
+    gates: VecDeque<(Sequence, Gate)>,
+    last: Sequence,
+}
+
+impl Journal {
+    pub(crate) fn new(writer: Writer) -> Self {
+        Self { writer, gates: VecDeque::new(), last: Sequence::default() }
+    }
+
+    /// Whether a durable request with so many bytes of content can be taken now, and else why not.
+    pub(super) fn may_take(&self, bytes: usize) -> Result<(), (Code, String)> {
+        if let Some(fault) = self.writer.failed() {
+            let message = format!("the log failed ({fault}): nothing durable is taken any more");
+            return Err((Code::DurableUnavailable, message));
+        }
+        if !self.writer.has_room(bytes as u64) {
+            let message =
+                "there is no room for it on the disk (the server's --max-disk, or the disk is full)";
+            return Err((Code::StorageFull, message.to_owned()));
+        }
+        Ok(())
+    }
+
+    fn append(&mut self, record: &Record<'_>) -> Option<Location> {
+        // A log that failed takes nothing; what follows is for a server that is about to end.
+        let location = self.writer.append(record).ok()?;
+        self.last = location.sequence;
+        Some(location)
+    }
+
+    /// What may go on now.
+    fn next_open(&mut self) -> Option<Gate> {
+        let reliable = self.writer.gate();
+        let (_, gate) = self.gates.pop_front_if(|(sequence, _)| *sequence <= reliable)?;
+        Some(gate)
+    }
+}
+
+impl Broker {
+    /// Lets something wait until all that was appended so far is stable.
+    pub(crate) fn wait_behind(&mut self, gate: Gate) {
+        if let Some(journal) = &mut self.journal {
+            journal.gates.push_back((journal.last, gate));
+        }
+    }
+
+    /// The log has got further: what waited for it goes on.
+    pub(crate) fn logged(&mut self) {
+        while let Some(gate) = self.journal.as_mut().and_then(Journal::next_open) {
+            match gate {
+                Gate::Accept { request, session, number } => self.accepted_at_last(request, session, number),
+                Gate::Outcome { request, answered } => self.outcome_is_stable(request, answered),
+                Gate::Settled(answered) => self.settled(answered),
+            }
+        }
+    }
+
+    pub(super) fn log_request(&mut self, key: Key<Request>, speaks: Speaks) {
+        let (Some(journal), Some(request)) = (&mut self.journal, self.requests.get(key)) else { return };
+        let Some(kept) = request.kept.and_then(|kept| self.kept.get_mut(kept)) else { return };
+        let Some(durable) = kept.durable.as_deref_mut() else { return };
+        let content = &kept.content;
+        let record = Record::Request(body::Request {
+            count: request.count,
+            number: request.number,
+            received_ms: request.received.wall_ms,
+            expires_ms: durable.expires_ms,
+            max_attempts: request.max_attempts.min(255) as u8,
+            flags: request.flags.0,
+            dialect: u8::from(speaks == Speaks::Json),
+            session: &durable.session,
+            action: content.name(),
+            tag: &kept.tag,
+            idempotency_key: super::accept::idempotency_key(content.headers()).unwrap_or_default().as_bytes(),
+            options: content.options(),
+            headers: content.headers(),
+            payload: content.payload(),
+        });
+        durable.places.request = journal.append(&record);
+    }
+
+    pub(crate) fn log_delivered(&mut self, key: Key<Request>, delivery: Key<Delivery>, conn: ConnId) {
+        let session = self.connection(conn).and_then(|connection| connection.session);
+        let session = session.and_then(|session| self.sessions.get(session));
+        let (Some(journal), Some(request)) = (&mut self.journal, self.requests.get(key)) else { return };
+        let location = journal.append(&Record::Delivered(body::Delivered {
+            count: request.count,
+            boot: self.config.boot,
+            delivery: delivery.raw(),
+            wall_ms: self.now.wall_ms,
+            attempt: request.attempt,
+            session: session.map(|session| session.name.as_ref()).unwrap_or_default(),
+        }));
+        let kept = request.kept.and_then(|kept| self.kept.get_mut(kept));
+        let before = kept
+            .and_then(|kept| kept.durable.as_deref_mut())
+            .and_then(|durable| std::mem::replace(&mut durable.places.delivered, location));
+        before.into_iter().for_each(|before| journal.writer.died(before));
+    }
+
+    pub(super) fn log_outcome(&mut self, key: Key<Request>) {
+        let (Some(journal), Some(request)) = (&mut self.journal, self.requests.get(key)) else { return };
+        let Some(kept) = request.kept.and_then(|kept| self.kept.get_mut(kept)) else { return };
+        let Some(durable) = kept.durable.as_deref_mut() else { return };
+        let Some(decided) = durable.decided else { return };
+        let content = &kept.content;
+        let record = Record::Reply(body::Reply {
+            count: request.count,
+            wall_ms: self.now.wall_ms,
+            code: decided.code.map_or(0, Code::number),
+            attempt: request.attempt,
+            delivered_after_ms: request.delivered_after_ms,
+            handled_after_ms: decided.handled_after_ms,
+            own_code: content.name(),
+            options: content.options(),
+            headers: content.headers(),
+            payload: content.payload(),
+        });
+        durable.places.reply = journal.append(&record);
+    }
+
+    pub(super) fn log_done(&mut self, key: Key<Request>) {
+        let places = self.durable_mut(key).map(|durable| std::mem::take(&mut durable.places));
+        let (Some(journal), Some(request)) = (&mut self.journal, self.requests.get(key)) else { return };
+        journal.append(&Record::Done(body::Done { count: request.count }));
+        self.forget_places(places.unwrap_or_default());
+    }
+
+    pub(super) fn forget_places(&mut self, places: Places) {
+        if let Some(journal) = &mut self.journal {
+            places.all().for_each(|place| journal.writer.died(place));
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Requests that must survive: on stable storage before they are accepted, and so is what becomes of them.
+//!
+//! ```text
+//!           record stable           a handler has credit          answer, or time is over
+//! Logging ────────────────> Queued ──────────────────────> Delivered ────────────────────> Decided
+//!    │ accepted                ^  <── attempt lost, or ──────┘                                 │ record stable:
+//!    │                         │      a send that failed: after a pause (Resting)              │ the outcome goes out
+//!    └─ what the session sends                                                                 v
+//!       behind it waits here too: order                                       acknowledged, or ttl over: done
+//! ```
+//!
+//! | module | owns |
+//! |---|---|
+//! | `accept` | the way in: checks, the request's record, and what waits for that to be stable |
+//! | `decide` | the way out: the outcome's record, who gets it, and when nothing is left to be known |
+//! | `journal` | what is written to the log, and what waits for it |
+//! | `session` | coming back for it, also after the broker was away |
+//! | `restore` | the way back: from the records of a log to what was there before the restart |
+//!
+//! A durable request is in the same tables as a plain one, and its dispatch and delivery are the same. It differs in what
+//! ends it: not its requester's end, nor its timeout, nor the end of its last handler; only an outcome that is in the log.
+
+mod accept;
+mod decide;
+mod journal;
+mod restore;
+mod session;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use ringpost_protocol::Code;
+
+pub use self::restore::Restore;
+pub(crate) use self::{
+    decide::Answered,
+    journal::{Gate, Journal},
+};
+use crate::{Broker, log::Location, slab::Key, state::Request};
+
+/// How long the broker keeps a durable request that names no ttl.
+pub(crate) const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
+/// Attempts of a durable request that names none.
+pub(crate) const DEFAULT_MAX_ATTEMPTS: u8 = 5;
+
+/// What is known of a durable request beside what all requests have.
+#[derive(Debug, Default)]
+pub(crate) struct Durable {
+    /// When its ttl ends, in milliseconds since the Unix epoch: deadlines have to outlive the monotonic clock.
+    pub(crate) expires_ms: u64,
+    /// The name of its session: that is forgotten only after it.
+    pub(crate) session: Bytes,
+    pub(crate) places: Places,
+    /// What became of it, once that is decided. The content is the request's own no more, but the outcome's.
+    pub(crate) decided: Option<Decided>,
+}
+
+/// Where those of its records lie that a restart needs.
+#[derive(Debug, Default)]
+pub(crate) struct Places {
+    pub(crate) request: Option<Location>,
+    /// That of the last attempt.
+    pub(crate) delivered: Option<Location>,
+    pub(crate) reply: Option<Location>,
+}
+
+impl Places {
+    pub(crate) fn all(&self) -> impl Iterator<Item = Location> + use<> {
+        [self.request, self.delivered, self.reply].into_iter().flatten()
+    }
+}
+
+/// The outcome of a durable request, but for its content.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Decided {
+    /// `None` for a reply.
+    pub(crate) code: Option<Code>,
+    pub(crate) handled_after_ms: u32,
+    /// Whether its record is stable.
+    pub(crate) stable: bool,
+    /// Its place among the outcomes of its session, once it was given one in this boot.
+    pub(crate) sequence: Option<u64>,
+}
+
+impl Broker {
+    pub(crate) fn durable(&self, key: Key<Request>) -> Option<&Durable> {
+        self.kept_of(key)?.durable.as_deref()
+    }
+
+    pub(crate) fn durable_mut(&mut self, key: Key<Request>) -> Option<&mut Durable> {
+        self.kept.get_mut(self.requests.get(key)?.kept?)?.durable.as_deref_mut()
+    }
+}

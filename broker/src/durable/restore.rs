@@ -1,0 +1,226 @@
+//! The way back: from the records of a log to what was there before the restart.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use bytes::Bytes;
+use ringpost_protocol::{
+    Code, Content,
+    message::{RequestFlags, Tag},
+    time::Now,
+};
+
+use super::{Decided, Durable, Places};
+use crate::{
+    Broker,
+    log::{Location, Record, body},
+    slab::Key,
+    state::{Kept, Request, RequestState, Session, Timer},
+};
+
+/// What the records of a log say that is still to be known, gathered one after the other.
+///
+/// Compaction copies the records of a request one by one, so they may come in any order.
+#[derive(Debug, Default)]
+pub struct Restore {
+    /// By count, which is the order in which they were received.
+    entries: BTreeMap<u64, Entry>,
+    last_count: u64,
+}
+
+/// What is known of one request.
+#[derive(Debug, Default)]
+struct Entry {
+    places: Places,
+    asked: Option<Asked>,
+    attempt: u16,
+    outcome: Option<Outcome>,
+}
+
+#[derive(Debug)]
+struct Asked {
+    number: u64,
+    received_ms: u64,
+    expires_ms: u64,
+    max_attempts: u8,
+    flags: RequestFlags,
+    session: Bytes,
+    tag: Tag,
+    content: Content,
+}
+
+#[derive(Debug)]
+struct Outcome {
+    code: Option<Code>,
+    attempt: u16,
+    delivered_after_ms: u32,
+    handled_after_ms: u32,
+    content: Content,
+}
+
+impl Restore {
+    /// Takes in the next record of the log. `died` is told of those that nobody needs any more.
+    pub fn take(&mut self, at: Location, record: &Record<'_>, died: &mut dyn FnMut(Location)) {
+        match record {
+            Record::Request(request) => {
+                let entry = self.entry(request.count);
+                entry.places.request.replace(at).into_iter().for_each(died);
+                entry.asked = Some(Asked::read(request));
+            }
+            Record::Delivered(delivered) => {
+                let entry = self.entry(delivered.count);
+                entry.places.delivered.replace(at).into_iter().for_each(died);
+                entry.attempt = delivered.attempt;
+            }
+            Record::Reply(reply) => {
+                let entry = self.entry(reply.count);
+                entry.places.reply.replace(at).into_iter().for_each(died);
+                entry.outcome = Some(Outcome::read(reply));
+            }
+            Record::Done(done) => {
+                self.last_count = self.last_count.max(done.count);
+                let entry = self.entries.remove(&done.count);
+                entry.into_iter().flat_map(|entry| entry.places.all()).for_each(died);
+            }
+            Record::Moved(moved) => match Record::decode(moved.kind, moved.body) {
+                Ok(record) => self.take(at, &record, died),
+                // Recovery has checked it before.
+                Err(_) => died(at),
+            },
+            // Of a version that can write them; this one has no use for them.
+            Record::Retry(_) | Record::Dead(_) => died(at),
+            Record::Boot(_) | Record::Mark(_) | Record::Lost(_) => {}
+        }
+    }
+
+    fn entry(&mut self, count: u64) -> &mut Entry {
+        self.last_count = self.last_count.max(count);
+        self.entries.entry(count).or_default()
+    }
+}
+
+impl Asked {
+    fn read(request: &body::Request<'_>) -> Self {
+        let body::Request { action, tag, options, headers, payload, .. } = *request;
+        Self {
+            number: request.number,
+            received_ms: request.received_ms,
+            expires_ms: request.expires_ms,
+            max_attempts: request.max_attempts,
+            flags: RequestFlags(request.flags),
+            session: Bytes::copy_from_slice(request.session),
+            tag: Tag::from_slice(tag),
+            content: Content::with_tag(action, tag, options, headers, payload),
+        }
+    }
+}
+
+impl Outcome {
+    fn read(reply: &body::Reply<'_>) -> Self {
+        Self {
+            // A code of a newer version is an error all the same.
+            code: (reply.code != 0).then(|| Code::from_number(reply.code).unwrap_or(Code::Remote)),
+            attempt: reply.attempt,
+            delivered_after_ms: reply.delivered_after_ms,
+            handled_after_ms: reply.handled_after_ms,
+            content: Content::with_tag(reply.own_code, b"", reply.options, reply.headers, reply.payload),
+        }
+    }
+}
+
+impl Broker {
+    /// Puts everything back as the log has it: before anybody connects. `highest_count` is that of all requests that were
+    /// ever in the log: no later one has a count that came before.
+    pub fn restore(&mut self, restore: Restore, highest_count: u64, now: Now) {
+        self.now = now;
+        self.request_count = restore.last_count.max(highest_count);
+        for (count, entry) in restore.entries {
+            match entry.asked {
+                Some(asked) => self.restore_one(count, asked, entry.attempt, entry.outcome, entry.places),
+                // What is left of one that is done: its `done` went before what it buries was forgotten.
+                None => self.forget_places(entry.places),
+            }
+        }
+    }
+
+    fn restore_one(
+        &mut self,
+        count: u64,
+        asked: Asked,
+        attempt: u16,
+        outcome: Option<Outcome>,
+        places: Places,
+    ) {
+        let Now { mono, wall_ms } = self.now;
+        let millis = |from: u64, to: u64| Duration::from_millis(to.saturating_sub(from));
+        let deadline = mono + millis(wall_ms, asked.expires_ms);
+        let key = self.requests.next_key();
+        let timer = self.timers.insert(deadline, Timer::Request(key));
+        let session = self.session_of_log(&asked.session);
+        let nowhere = Key::from_raw(u64::MAX);
+        let action = if outcome.is_some() { nowhere } else { self.action_for(asked.content.name()) };
+        let content_bytes = asked.content.len() as u32;
+        let decided = outcome.as_ref().map(|outcome| Decided {
+            code: outcome.code,
+            handled_after_ms: outcome.handled_after_ms,
+            stable: true,
+            sequence: None,
+        });
+        let durable = Durable { expires_ms: asked.expires_ms, session: asked.session, places, decided };
+        let delivered_after_ms = outcome.as_ref().map_or(u32::MAX, |outcome| outcome.delivered_after_ms);
+        let attempt = match &outcome {
+            Some(outcome) => outcome.attempt,
+            // Not over yet, or the outcome would be there: restarts do not use up attempts.
+            None => attempt.saturating_sub(1),
+        };
+        let content = outcome.map_or(asked.content, |outcome| outcome.content);
+        self.kept_bytes += content.uncounted_len();
+        let kept =
+            self.kept.insert(Kept { tag: asked.tag.clone(), durable: Some(Box::new(durable)), content });
+        self.requests.insert(Request {
+            session: session.unwrap_or(Key::from_raw(u64::MAX)),
+            number: asked.number,
+            action,
+            flags: asked.flags,
+            max_attempts: u16::from(asked.max_attempts),
+            attempt,
+            count,
+            received: Now { mono: mono - millis(asked.received_ms, wall_ms), wall_ms: asked.received_ms },
+            deadline,
+            ends_with: Code::Expired,
+            timer,
+            delivered_after_ms,
+            kept: Some(kept),
+            content_bytes,
+            state: if decided.is_some() { RequestState::Decided } else { RequestState::Logging },
+        });
+        if let Some(session) = session.and_then(|session| self.sessions.get_mut(session)) {
+            session.open.insert(asked.number, key);
+            session.durable += 1;
+            session.next_number = session.next_number.max(asked.number.saturating_add(1));
+            if !asked.tag.is_empty() {
+                session.by_tag.insert(asked.tag, asked.number);
+            }
+        }
+        if decided.is_none() {
+            self.enqueue(action, key, false);
+        } else if session.is_none() {
+            self.finish(key);
+        }
+    }
+
+    /// The session that a request in the log belongs to; one without a name cannot be come back to.
+    fn session_of_log(&mut self, name: &Bytes) -> Option<Key<Session>> {
+        if name.is_empty() {
+            return None;
+        }
+        if let Some(key) = self.session_by_name.get(name) {
+            return Some(*key);
+        }
+        let key = self.new_session(name, true);
+        let session = self.sessions.get_mut(key)?;
+        // Its client had a connection before this boot, and has to ask what became of what it sent.
+        (session.epoch, session.caught_up, session.away) = (1, false, true);
+        self.detached += 1;
+        Some(key)
+    }
+}

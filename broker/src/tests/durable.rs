@@ -1,0 +1,418 @@
+//! Durable requests: nothing is promised before it is stable, and everything that was promised is there after a restart.
+
+use ringpost_protocol::message::{OpenState, Resume};
+
+use super::*;
+use crate::{
+    Restore,
+    log::{self, LogId, Record, SyncPolicy, Writer, files::perform, memory::Memory},
+};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A broker with a log on a disk in memory.
+struct Logged {
+    stage: Stage,
+    disk: Memory,
+}
+
+impl std::ops::Deref for Logged {
+    type Target = Stage;
+    fn deref(&self) -> &Stage {
+        &self.stage
+    }
+}
+
+impl std::ops::DerefMut for Logged {
+    fn deref_mut(&mut self) -> &mut Stage {
+        &mut self.stage
+    }
+}
+
+impl Logged {
+    fn new(config: Config) -> Self {
+        let stage = Stage::new(config);
+        let mut logged = Self { stage, disk: Memory::new() };
+        logged.boot(1);
+        logged
+    }
+
+    /// Starts a broker from what is on the disk.
+    fn boot(&mut self, boot: u64) {
+        let mut restore = Restore::default();
+        let mut died = Vec::new();
+        let recovered = log::recover(&mut self.disk, LogId([7; 16]), |at, record: &Record<'_>| {
+            restore.take(at, record, &mut |location| died.push(location));
+        })
+        .unwrap();
+        let sync = SyncPolicy::Always;
+        let config = log::Config { segment_bytes: 4096, max_disk: 1 << 20, sync, boot, seed: boot };
+        let mut writer = Writer::new(config, &recovered);
+        died.into_iter().for_each(|location| writer.died(location));
+        let config = Config { boot, hash_seed: boot, log_id: 9, ..self.stage.broker.config.clone() };
+        let now = self.stage.now;
+        self.stage.broker = Broker::new(config).with_log(writer);
+        self.stage.broker.restore(restore, recovered.highest_count, now);
+        self.stage.sent.clear();
+        self.stage.closed.clear();
+        self.stage.connections = 0;
+        self.stage.collect();
+        self.sync();
+    }
+
+    /// The broker dies, with what was not synced, and another one starts from its disk.
+    fn restart(&mut self) {
+        let lost = vec![0; self.disk.unsynced().len()];
+        self.disk = self.disk.crash(&lost);
+        let boot = self.stage.broker.config.boot + 1;
+        self.boot(boot);
+    }
+
+    /// The disk does all that it was asked for.
+    fn sync(&mut self) {
+        let now = self.stage.now;
+        while let Some(operation) = self.stage.broker.log().unwrap().poll(now) {
+            let result = perform(&mut self.disk, &operation.action);
+            self.stage.broker.log().unwrap().done(operation.id, result);
+        }
+        self.stage.input(Input::Logged);
+    }
+
+    fn named(&mut self, session: &'static str) -> ConnId {
+        let conn = ConnId(self.stage.connections);
+        self.stage.connections += 1;
+        self.input(Input::Opened { conn, speaks: Speaks::Binary });
+        self.say(conn, ClientMessage::Hello(Hello { session: session.into(), ..Hello::default() }));
+        conn
+    }
+
+    fn resume(&mut self, conn: ConnId, boot: u64, open: &[u64]) -> Vec<(u64, OpenState)> {
+        self.say(
+            conn,
+            ClientMessage::Resume(Resume { boot, sequence: 0, open: open.to_vec(), held: Vec::new() }),
+        );
+        let resumed = self
+            .sent
+            .iter()
+            .position(|(to, message)| *to == conn && matches!(message, ServerMessage::Resumed { .. }));
+        match self.sent.remove(resumed.expect("an answer")) {
+            (_, ServerMessage::Resumed { open, .. }) => open,
+            _ => unreachable!(),
+        }
+    }
+
+    fn answered(&mut self, conn: ConnId, delivery: u64, sequence: u64) {
+        let content = Content::from_payload("3");
+        let verdict = Verdict::Reply;
+        self.say(conn, ClientMessage::Answer(Answer { delivery, sequence, verdict, content }));
+    }
+
+    fn accepted(&mut self, conn: ConnId) -> Option<u64> {
+        let upto =
+            |message| if let ServerMessage::Accepted { upto, .. } = message { Some(upto) } else { None };
+        self.take(conn).into_iter().filter_map(upto).max()
+    }
+}
+
+fn durable(request: &mut Request) {
+    request.flags = RequestFlags::DURABLE;
+}
+
+fn durable_send(request: &mut Request) {
+    request.flags = RequestFlags::DURABLE.with(RequestFlags::SEND);
+}
+
+/// A durable request is accepted, and given to a handler, once its record is stable, and not before.
+#[test]
+fn accepted_once_stable() {
+    let mut logged = Logged::new(Config::default());
+    let (handler, requester) = (logged.handler("sum", 2), logged.named("r"));
+    logged.take(requester);
+    logged.request(requester, 1, durable);
+    assert_eq!((logged.deliveries(handler).len(), logged.accepted(requester)), (0, None));
+    logged.sync();
+    assert_eq!((logged.deliveries(handler).len(), logged.accepted(requester)), (1, Some(1)));
+}
+
+/// The reply goes out, and the handler is told so, once its record is stable; acknowledged, nothing of it is left.
+#[test]
+fn answered_once_stable() {
+    let mut logged = Logged::new(Config::default());
+    let (handler, requester) = (logged.handler("sum", 2), logged.named("r"));
+    logged.request(requester, 1, durable);
+    logged.sync();
+    let delivery = logged.deliveries(handler)[0].delivery;
+    logged.answered(handler, delivery, 1);
+    assert!(logged.replies(requester).is_empty() && logged.take(handler).is_empty());
+    logged.sync();
+    assert_eq!(logged.take(handler), [ServerMessage::Acknowledge { sequence: 1 }]);
+    let reply = logged.replies(requester).remove(0);
+    assert_eq!((reply.number, reply.code, reply.content.payload()), (1, None, &b"3"[..]));
+    assert_eq!(logged.broker.open_requests(), 1);
+    logged.say(requester, ClientMessage::Acknowledge(Target::Number(reply.sequence)));
+    assert_eq!(logged.broker.open_requests(), 0);
+    logged.sync();
+    logged.restart();
+    assert_eq!(logged.broker.open_requests(), 0);
+}
+
+/// Without a handler a durable request waits for one; a plain one to the same action fails at once.
+#[test]
+fn waits_for_a_handler() {
+    let mut logged = Logged::new(Config::default());
+    let requester = logged.named("r");
+    logged.request(requester, 1, durable);
+    logged.sync();
+    logged.request(requester, 2, |_| {});
+    assert_eq!(logged.codes(requester), [(2, Some(Code::NoHandler))]);
+    logged.pass(HOUR);
+    let handler = logged.handler("sum", 1);
+    assert_eq!(logged.deliveries(handler).len(), 1);
+    logged.input(Input::Closed { conn: handler });
+    assert_eq!(logged.broker.open_requests(), 1, "its last handler's end does not end it");
+}
+
+/// What is sent behind a durable request is not dispatched before it, nor accepted before it is.
+#[test]
+fn keeps_the_order_of_a_session() {
+    let mut logged = Logged::new(Config::default());
+    let (handler, requester) = (logged.handler("sum", 9), logged.named("r"));
+    logged.take(requester);
+    logged.request(requester, 1, durable);
+    logged.request(requester, 2, |_| {});
+    logged.request(requester, 3, send);
+    logged.request(requester, 4, durable_send);
+    assert_eq!((logged.deliveries(handler).len(), logged.accepted(requester)), (0, None));
+    logged.sync();
+    let counts: Vec<_> = logged.deliveries(handler).iter().map(|deliver| deliver.request_id.count).collect();
+    assert_eq!(counts, [1, 2, 3, 4]);
+    assert_eq!(logged.accepted(requester), Some(4));
+}
+
+/// What was accepted is there after a restart, goes to a handler, and its reply to the session that asked.
+#[test]
+fn survives_a_restart() {
+    let mut logged = Logged::new(Config::default());
+    let requester = logged.named("r");
+    logged.request(requester, 5, durable);
+    logged.request(requester, 6, durable_send);
+    logged.sync();
+    logged.request(requester, 7, durable);
+    logged.restart();
+    let (handler, requester) = (logged.handler("sum", 9), logged.named("r"));
+    let deliveries = logged.deliveries(handler);
+    assert_eq!(deliveries.len(), 2, "7 was never stable");
+    assert_eq!((deliveries[0].attempt, deliveries[0].request_id.boot), (1, 9));
+    let Some(ServerMessage::Welcome(welcome)) = logged.take(requester).into_iter().next() else { panic!() };
+    assert_eq!((welcome.boot, welcome.epoch, welcome.next_number), (2, 2, 7));
+    let states = logged.resume(requester, 1, &[5, 6, 7]);
+    assert_eq!(states, [(5, OpenState::Running), (6, OpenState::Running), (7, OpenState::Lost)]);
+    assert_eq!(logged.accepted(requester), Some(6));
+    for (sequence, deliver) in (1..).zip(&deliveries) {
+        logged.answered(handler, deliver.delivery, sequence);
+    }
+    logged.sync();
+    assert_eq!(logged.codes(requester), [(5, None)]);
+    logged.request(requester, 7, durable);
+    logged.sync();
+    assert_eq!(logged.deliveries(handler).len(), 1);
+}
+
+/// A reply that was decided is kept over a restart, until its session acknowledges it.
+#[test]
+fn replies_survive_a_restart() {
+    let mut logged = Logged::new(Config::default());
+    let (handler, requester) = (logged.handler("sum", 9), logged.named("r"));
+    logged.request(requester, 1, durable);
+    logged.sync();
+    let delivery = logged.deliveries(handler)[0].delivery;
+    logged.answered(handler, delivery, 1);
+    logged.sync();
+    for boot in 1..=3 {
+        logged.restart();
+        assert!(logged.handler("sum", 9) == ConnId(0) && logged.deliveries(ConnId(0)).is_empty());
+        let requester = logged.named("r");
+        assert_eq!(logged.resume(requester, boot, &[1]), [(1, OpenState::Outcome)]);
+        let reply = logged.replies(requester).remove(0);
+        assert_eq!((reply.number, reply.content.payload(), reply.attempt), (1, &b"3"[..], 1));
+        if boot == 3 {
+            logged.say(requester, ClientMessage::Acknowledge(Target::Number(reply.sequence)));
+        }
+    }
+    logged.sync();
+    logged.restart();
+    assert_eq!(logged.broker.open_requests(), 0);
+}
+
+/// Neither its requester's end nor its timeout ends a durable request: only its ttl does, and that is an outcome too.
+#[test]
+fn only_the_ttl_ends_it() {
+    let mut logged = Logged::new(Config::default());
+    let requester = logged.named("r");
+    logged.request(requester, 1, |request| {
+        durable(request);
+        (request.timeout_ms, request.ttl_ms) = (1000, 7_200_000);
+    });
+    logged.sync();
+    logged.say(requester, ClientMessage::Goaway);
+    logged.input(Input::Closed { conn: requester });
+    logged.pass(HOUR);
+    assert_eq!(logged.broker.open_requests(), 1);
+    logged.restart();
+    logged.pass(HOUR);
+    logged.sync();
+    let requester = logged.named("r");
+    assert_eq!(logged.resume(requester, 1, &[1]), [(1, OpenState::Outcome)]);
+    assert_eq!(logged.codes(requester), [(1, Some(Code::Expired))]);
+    // It is to be had for as long as a session without a client.
+    logged.pass(HOUR);
+    assert_eq!(logged.broker.open_requests(), 0);
+}
+
+/// A durable request has five attempts, and keeps them over a restart of the broker; then it fails with `handlerLost`.
+#[test]
+fn attempts_are_counted_over_restarts() {
+    let mut logged = Logged::new(Config::default());
+    let requester = logged.named("r");
+    logged.request(requester, 1, durable);
+    logged.sync();
+    for attempt in 1..=5 {
+        let handler = logged.handler("sum", 1);
+        let deliver = logged.deliveries(handler).remove(0);
+        assert_eq!(deliver.attempt, attempt);
+        logged.sync();
+        if attempt == 3 {
+            // Held by a handler while the broker dies: that attempt does not count.
+            logged.restart();
+            let handler = logged.handler("sum", 1);
+            assert_eq!(logged.deliveries(handler)[0].attempt, 3);
+            logged.input(Input::Closed { conn: handler });
+        } else {
+            logged.input(Input::Closed { conn: handler });
+        }
+    }
+    logged.sync();
+    let requester = logged.named("r");
+    logged.resume(requester, 1, &[1]);
+    assert_eq!(logged.codes(requester), [(1, Some(Code::HandlerLost))]);
+}
+
+/// A requester that gives its durable request up says so, and the outcome is logged as every other.
+#[test]
+fn cancelling_is_explicit() {
+    let mut logged = Logged::new(Config::default());
+    let (handler, requester) = (logged.handler("sum", 1), logged.named("r"));
+    logged.request(requester, 1, durable);
+    logged.sync();
+    logged.say(requester, ClientMessage::Cancel(Target::Number(1)));
+    assert!(logged.take(handler).iter().any(|message| matches!(message, ServerMessage::Cancel { .. })));
+    assert!(logged.codes(requester).is_empty());
+    logged.sync();
+    assert_eq!(logged.codes(requester), [(1, Some(Code::Cancelled))]);
+}
+
+/// A new process under an old name gets none of the older one's outcomes, unless it asks for what is there.
+#[test]
+fn outcomes_wait_for_an_heir() {
+    let mut logged = Logged::new(Config::default());
+    let (handler, first) = (logged.handler("sum", 9), logged.named("r"));
+    logged.request(first, 1, durable);
+    logged.request(first, 2, durable);
+    logged.sync();
+    let held = logged.deliveries(handler);
+    logged.answered(handler, held[0].delivery, 1);
+    logged.sync();
+    logged.input(Input::Closed { conn: first });
+    let second = logged.named("r");
+    logged.request(second, 3, durable);
+    logged.sync();
+    let third = logged.deliveries(handler).remove(0).delivery;
+    logged.answered(handler, held[1].delivery, 2);
+    logged.answered(handler, third, 3);
+    logged.sync();
+    let replies = logged.replies(second);
+    assert_eq!(replies.iter().map(|reply| reply.number).collect::<Vec<_>>(), [3]);
+    logged.say(second, ClientMessage::Acknowledge(Target::Number(replies[0].sequence)));
+    logged.input(Input::Closed { conn: second });
+    let heir = logged.named("r");
+    logged.resume(heir, 1, &[]);
+    assert_eq!(logged.codes(heir), [(1, None), (2, None)]);
+}
+
+/// JSON: `acknowledge` says that a durable request is accepted, and releases its reply; who registers under the session's
+/// name later gets what is there.
+#[test]
+fn json_clients_come_back_by_name() {
+    let mut logged = Logged::new(Config::default());
+    let handler = logged.handler("sum", 9);
+    let json = |logged: &mut Logged| {
+        let conn = logged.connect(Speaks::Json);
+        let (action, session) = ("me".into(), "mine".into());
+        logged.say(conn, ClientMessage::Register(Register { registration: 0, credit: 1, action, session }));
+        conn
+    };
+    let first = json(&mut logged);
+    for tag in [&b"\"a\""[..], b"\"b\""] {
+        logged.request(first, 0, |request| {
+            durable(request);
+            request.content = Content::with_tag(b"sum", tag, b"", b"", b"1");
+        });
+    }
+    logged.sync();
+    let accepted =
+        |message: &ServerMessage| matches!(message, ServerMessage::Accepted { tag, .. } if !tag.is_empty());
+    assert_eq!(logged.take(first).iter().filter(|message| accepted(message)).count(), 2);
+    let held = logged.deliveries(handler);
+    assert_eq!(held[0].content.tag(), b"\"a\"");
+    logged.answered(handler, held[0].delivery, 1);
+    logged.sync();
+    assert_eq!(logged.replies(first).len(), 1);
+    logged.say(first, ClientMessage::Acknowledge(Target::Name("\"a\"".into())));
+    assert_eq!(logged.broker.open_requests(), 1);
+    logged.input(Input::Closed { conn: first });
+    logged.restart();
+    let handler = logged.handler("sum", 9);
+    let held = logged.deliveries(handler);
+    assert_eq!((held.len(), held[0].content.tag()), (1, &b"\"b\""[..]));
+    let second = json(&mut logged);
+    logged.take(second);
+    logged.answered(handler, held[0].delivery, 1);
+    logged.sync();
+    let reply = logged.replies(second).remove(0);
+    assert_eq!((&reply.tag[..], reply.code), (&b"\"b\""[..], None));
+}
+
+/// Of a requester without a session's name nothing is kept once it is gone, but what it asked for is done.
+#[test]
+fn without_a_name_nobody_comes_back() {
+    let mut logged = Logged::new(Config::default());
+    let requester = logged.connect(Speaks::Binary);
+    logged.request(requester, 1, durable);
+    logged.request(requester, 2, durable_send);
+    logged.sync();
+    logged.input(Input::Closed { conn: requester });
+    let handler = logged.handler("sum", 9);
+    for (sequence, deliver) in (1..).zip(logged.deliveries(handler)) {
+        logged.answered(handler, deliver.delivery, sequence);
+    }
+    logged.sync();
+    assert_eq!(logged.broker.open_requests(), 0);
+    logged.restart();
+    assert_eq!(logged.broker.open_requests(), 0);
+}
+
+/// Without a log, and where nothing can be durable, the refusal says what to do.
+#[test]
+fn refusals_name_the_remedy() {
+    let mut stage = Stage::new(Config::default());
+    let requester = stage.connect(Speaks::Binary);
+    stage.request(requester, 1, durable);
+    let reply = stage.replies(requester).remove(0);
+    assert_eq!(reply.code, Some(Code::DurableUnavailable));
+    assert!(String::from_utf8_lossy(reply.content.payload()).contains("--data-dir"));
+    let mut logged = Logged::new(Config::default());
+    let requester = logged.named("r");
+    logged
+        .request(requester, 1, |request| request.flags = RequestFlags::DURABLE.with(RequestFlags::BROADCAST));
+    assert_eq!(logged.codes(requester), [(1, Some(Code::Unsupported))]);
+}
