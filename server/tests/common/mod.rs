@@ -17,7 +17,7 @@ use ringpost_server::{Builder, Handle, Server};
 use serde_json::Value;
 
 /// No test waits longer than this for anything.
-const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
 pub(crate) fn builder() -> Builder {
     Server::builder().listen(["127.0.0.1:0".parse().unwrap()])
