@@ -279,7 +279,7 @@ impl Broker {
         while let Some(session) = self.accepted.pop() {
             self.tell_accepted(session);
         }
-        if self.drain == Drain::Asked && self.requests.is_empty() {
+        if self.drain == Drain::Asked && !self.has_to_wait() {
             self.drain = Drain::Done;
             self.outputs.push_back(Output::Drained);
         }

@@ -9,8 +9,9 @@ use ringpost_protocol::{
 use crate::{
     Broker, CloseReason, ConnId, Output, Speaks,
     broker::Drain,
+    durable::Journal,
     slab::Key,
-    state::{Connection, Handler, Session, Timer},
+    state::{Connection, Handler, Request, RequestState, Session, Timer},
 };
 
 impl Broker {
@@ -326,9 +327,20 @@ impl Broker {
         }
     }
 
+    /// Whether anything is open that a leaving server waits for: all that is plain, and of what is durable what a handler
+    /// works at, or what is on its way into the log.
+    pub(crate) fn has_to_wait(&self) -> bool {
+        let held = |request: &Request| matches!(request.state, RequestState::Delivered(_));
+        let waits = |request: &Request| !request.is_durable() || held(request);
+        let logging = self.journal.as_ref().is_some_and(Journal::has_gates);
+        logging || self.requests.iter().any(|(_, request)| waits(request))
+    }
+
     /// Nobody waits any longer: what is open ends, so that every requester has its outcome.
     pub(crate) fn end_drain(&mut self) {
-        let mut open: Vec<_> = self.requests.iter().map(|(key, request)| (request.count, key)).collect();
+        // What is durable is in the log, and goes on with the next start.
+        let plain = self.requests.iter().filter(|(_, request)| !request.is_durable());
+        let mut open: Vec<_> = plain.map(|(key, request)| (request.count, key)).collect();
         open.sort_unstable();
         for (_, request) in open {
             self.call_back(request);

@@ -259,9 +259,18 @@ impl Broker {
     }
 
     /// An attempt went down with its handler. The request is returned if it has attempts left.
-    pub(crate) fn lose_attempt(&mut self, key: Key<Delivery>, delivery: &Delivery) -> Option<Key<Request>> {
+    /// `leaves`: the handler was leaving, which uses up no attempt of a durable request.
+    pub(crate) fn lose_attempt(
+        &mut self,
+        key: Key<Delivery>,
+        delivery: &Delivery,
+        leaves: bool,
+    ) -> Option<Key<Request>> {
         if !self.is_current(key, delivery) {
             return None;
+        }
+        if leaves {
+            self.attempt_does_not_count(delivery.request);
         }
         let request = self.requests.get(delivery.request)?;
         if matches!(request.state, RequestState::Broadcast(_)) {

@@ -68,6 +68,10 @@ pub(crate) struct MessageArgs {
     #[arg(long, value_name = "DURATION", value_parser = args::some_duration)]
     ttl: Option<Duration>,
 
+    /// It must survive: the server logs it before it accepts it, and it waits for a handler if there is none
+    #[arg(long)]
+    durable: bool,
+
     /// A header for the handler; may be given several times
     #[arg(long = "header", value_name = "KEY=VALUE", value_parser = args::header)]
     headers: Vec<(String, String)>,
@@ -82,6 +86,7 @@ pub(crate) struct Message<'a> {
     pub(crate) action: &'a str,
     pub(crate) data: Vec<u8>,
     ttl: Option<Duration>,
+    durable: bool,
     headers: &'a [(String, String)],
     options: Option<serde_json::Value>,
 }
@@ -91,7 +96,8 @@ impl MessageArgs {
     pub(crate) fn read(&self) -> Outcome<Message<'_>> {
         let options = self.options.as_deref().map(json::options).transpose()?;
         let data = json::data(&self.data)?;
-        Ok(Message { action: &self.action, data, ttl: self.ttl, headers: &self.headers, options })
+        let (ttl, durable, headers) = (self.ttl, self.durable, &self.headers);
+        Ok(Message { action: &self.action, data, ttl, durable, headers, options })
     }
 }
 
@@ -108,6 +114,9 @@ impl Message<'_> {
     pub(crate) fn complete<K: ringpost::Kind>(&self, mut request: RequestBuilder<K>) -> RequestBuilder<K> {
         if let Some(ttl) = self.ttl {
             request = request.ttl(ttl);
+        }
+        if self.durable {
+            request = request.durable();
         }
         if let Some(options) = &self.options {
             request = request.options(options);

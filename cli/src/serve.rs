@@ -7,7 +7,7 @@ use clap::{
     builder::{PossibleValuesParser, TypedValueParser},
     parser::ValueSource,
 };
-use ringpost_server::{Config, ConfigError, Dispatch, Server, parse_listen};
+use ringpost_server::{Config, ConfigError, Dispatch, Server, Sync, parse_listen};
 
 use crate::{
     args::{duration, size},
@@ -139,6 +139,22 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "SIZE", env = "RINGPOST_OUTCOME_LIMIT", value_parser = size)]
     outcome_limit: Option<u64>,
 
+    /// Where the log of durable requests is; without it they are refused
+    #[arg(long, value_name = "DIR", env = "RINGPOST_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+
+    /// When what is logged is synced: `always` before it is accepted, `interval:7s`, or `never` [default: always]
+    #[arg(long, value_name = "POLICY", env = "RINGPOST_SYNC")]
+    sync: Option<Sync>,
+
+    /// Bytes of one file of the log [default: 64MiB]
+    #[arg(long, value_name = "SIZE", env = "RINGPOST_SEGMENT_SIZE", value_parser = size)]
+    segment_size: Option<u64>,
+
+    /// Bytes that the log may take on the disk before durable requests are refused [default: 8GiB]
+    #[arg(long, value_name = "SIZE", env = "RINGPOST_MAX_DISK", value_parser = size)]
+    max_disk: Option<u64>,
+
     /// How long a leaving server waits for what is open [default: 10s]
     #[arg(long, value_name = "DURATION", env = "RINGPOST_DRAIN_TIMEOUT", value_parser = duration)]
     drain_timeout: Option<Duration>,
@@ -194,6 +210,10 @@ impl ServeArgs {
         replace(&mut config.session_linger, self.session_linger);
         replace(&mut config.max_sessions_away, self.max_sessions_away);
         replace(&mut config.outcome_limit, self.outcome_limit);
+        replace(&mut config.data_dir, self.data_dir.clone().map(Some));
+        replace(&mut config.sync, self.sync);
+        replace(&mut config.segment_size, self.segment_size);
+        replace(&mut config.max_disk, self.max_disk);
         replace(&mut config.drain_timeout, self.drain_timeout);
         match config.validate() {
             Ok(()) => Ok(config),
@@ -260,7 +280,8 @@ mod tests {
              --dispatch-interval 1ms --max-payload 1KiB --queue-limit 1 --queue-limit-bytes 2KiB --max-connections 3 \
              --max-actions 4 --max-ttl 5s --default-timeout 6s --outbound-limit 7MiB --handshake-timeout 8s \
              --ping-interval 9s --drain-timeout 10s --leg-queue-limit 11 --stuck-after 12s --session-linger 13s \
-             --max-sessions-away 14 --outcome-limit 15KiB --memory 16MiB"
+             --max-sessions-away 14 --outcome-limit 15KiB --memory 16MiB --data-dir d \
+             --sync interval:17s --segment-size 18MiB --max-disk 190MiB"
                 .split_whitespace()
                 .collect::<Vec<_>>()
                 .join(" ")
@@ -283,6 +304,8 @@ mod tests {
         (expected.leg_queue_limit, expected.max_sessions_away) = (11, 14);
         (expected.stuck_after, expected.session_linger) = (seconds(12), seconds(13));
         (expected.outcome_limit, expected.memory) = (15 << 10, 16 << 20);
+        (expected.data_dir, expected.sync) = (Some("d".into()), Sync::Interval(seconds(17)));
+        (expected.segment_size, expected.max_disk) = (18 << 20, 190 << 20);
         assert_eq!(config, expected);
     }
 

@@ -38,6 +38,42 @@ impl std::str::FromStr for Dispatch {
     }
 }
 
+/// When what was logged is synced, and what a durable request's acceptance means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Sync {
+    /// Before it is accepted: it survives the loss of power. One sync serves all who wait.
+    #[default]
+    Always,
+    /// So long after it was accepted: it survives the death of the server at once, and the loss of power after this time.
+    Interval(Duration),
+    /// Whenever the system likes: it survives the death of the server.
+    Never,
+}
+
+impl std::str::FromStr for Sync {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "always" => Ok(Self::Always),
+            "never" => Ok(Self::Never),
+            _ => {
+                let interval = text.strip_prefix("interval:").ok_or_else(|| {
+                    format!("`{text}` is none of `always`, `interval:DURATION` and `never`")
+                })?;
+                units::parse_duration(interval).map(Self::Interval).map_err(|error| error.to_string())
+            }
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Sync {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 /// Everything about a server that can be set.
 ///
 /// As TOML its keys are the command's flags: `max-payload = "16MiB"`. What is not given has its default, and a key that
@@ -117,6 +153,16 @@ pub struct Config {
     /// cannot be sent again after a reconnect. Default 1 MiB.
     #[serde(with = "units::size")]
     pub outcome_limit: u64,
+    /// Where the log of durable requests is. Default: nowhere, and durable requests are refused.
+    pub data_dir: Option<PathBuf>,
+    /// When the log is synced. Default `always`; `interval:7s`, `never`.
+    pub sync: Sync,
+    /// Bytes of one file of the log: at least the largest request. Default 64 MiB.
+    #[serde(with = "units::size")]
+    pub segment_size: u64,
+    /// Bytes that the log may take on the disk before durable requests are refused; at least four segments. Default 8 GiB.
+    #[serde(with = "units::size")]
+    pub max_disk: u64,
     /// How long a leaving server waits for what is open. Default 10 s.
     #[serde(with = "units::duration")]
     pub drain_timeout: Duration,
@@ -146,6 +192,10 @@ impl Default for Config {
             session_linger: broker.session_linger,
             max_sessions_away: broker.max_sessions_away,
             outcome_limit: broker.outcome_limit_bytes as u64,
+            data_dir: None,
+            sync: Sync::default(),
+            segment_size: 64 << 20,
+            max_disk: 8 << 30,
             drain_timeout: Duration::from_secs(10),
         }
     }
@@ -252,6 +302,17 @@ impl Config {
                  be too much",
                 2 * largest_frame
             )
+        })?;
+        let least = largest_frame + (64 << 10);
+        check(
+            "segment-size",
+            self.segment_size,
+            (least..=u64::from(u32::MAX)).contains(&self.segment_size),
+            || format!("{least} (the largest request and what is logged with it) to 4GiB"),
+        )?;
+        let four = self.segment_size.saturating_mul(4);
+        check("max-disk", self.max_disk, self.max_disk >= four, || {
+            format!("at least {four} (four times segment-size)")
         })?;
         check("max-connections", self.max_connections.unwrap_or(1), self.max_connections != Some(0), || {
             "at least 1".into()

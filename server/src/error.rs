@@ -2,7 +2,7 @@
 
 use ringpost_io::{listener::BindError, ring::RingError};
 
-use crate::ConfigError;
+use crate::{ConfigError, StorageError};
 
 /// Why a server does not start. Each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +17,9 @@ pub enum StartError {
     /// There is no io_uring.
     #[error(transparent)]
     Ring(#[from] RingError),
+    /// The log cannot be used.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
     /// More connections were asked for than descriptors are allowed.
     #[error(
         "max-connections = {wanted} needs {needed} open files, and this process may have {allowed}: raise the limit \
@@ -42,11 +45,13 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// The exit code of a command that ends with it: 78 configuration, 71 the ring or the system, 69 an address.
+    /// The exit code of a command that ends with it: 78 configuration, 71 the ring or the system, 69 an address,
+    /// 65 a corrupt log, 74 a disk.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) | Self::Descriptors { .. } => 78,
             Self::Bind(_) => 69,
+            Self::Storage(error) => error.exit_code(),
             Self::Ring(_) | Self::System { .. } => 71,
         }
     }

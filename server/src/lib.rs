@@ -44,11 +44,13 @@ mod error;
 mod listen;
 mod server;
 mod shard;
+mod storage;
 mod tasks;
 mod throttle;
 pub mod units;
 
-pub use config::{Config, ConfigError, Dispatch};
+pub use config::{Config, ConfigError, Dispatch, Sync};
 pub use error::StartError;
 pub use listen::{ListenError, parse_listen};
 pub use server::{Builder, Crashed, Ended, Handle, LEAST_OPEN_FILES, Server};
+pub use storage::{LogFiles, StorageError};

@@ -12,7 +12,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::{
     Config, Dispatch, StartError,
-    shard::Shard,
+    shard::{LogState, Shard},
+    storage::Storage,
     tasks::{self, CrashWithMe},
 };
 
@@ -67,14 +68,17 @@ pub enum Ended {
     Stopped,
     /// At once, by a second signal of this number, without waiting for what was open.
     BySignal(u8),
+    /// Because its log does not work any more: the disk reported an error.
+    LogFailed,
 }
 
 impl Ended {
-    /// The exit code of a command whose server ended so: 0, or 128 and the signal's number.
+    /// The exit code of a command whose server ended so: 0, 128 and the signal's number, or 74.
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Stopped => 0,
             Self::BySignal(number) => 128 + number,
+            Self::LogFailed => 74,
         }
     }
 }
@@ -245,7 +249,13 @@ fn run(
 ) -> Result<Ended, StartError> {
     config.validate()?;
     let max_connections = max_connections(&config)?;
-    let seeds = seeds()?;
+    let seeds = [random()?, random()?];
+    let storage = match &config.data_dir {
+        Some(directory) => {
+            Some(Storage::open(&config, directory, seeds[0], [random()?, random()?, random()?])?)
+        }
+        None => None,
+    };
     ring::run(&RingConfig::default(), async move {
         let listeners = config
             .listen
@@ -266,7 +276,17 @@ fn run(
             tracing::info!(%address, id = config.id, "listening");
         }
         let drain_timeout = config.drain_timeout;
-        let shard = Rc::new(Shard::new(config, listeners.clone(), max_connections, seeds));
+        let (log, performer, lock) = match storage {
+            Some(Storage { writer, restore, highest_count, log_id, performer, lock }) => {
+                let log = LogState { writer, restore, highest_count, log_id };
+                (Some(log), Some(Rc::new(performer)), Some(lock))
+            }
+            None => (None, None, None),
+        };
+        let shard = Rc::new(Shard::new(config, listeners.clone(), max_connections, seeds, log));
+        if let Some(performer) = performer {
+            ring::spawn(tasks::keep_log(shard.clone(), performer));
+        }
         for listener in listeners {
             ring::spawn(tasks::accept(shard.clone(), listener));
         }
@@ -287,8 +307,13 @@ fn run(
             shard.cut_all();
         }
         assert!(!crashed, "a task of the server panicked: what it left behind cannot be trusted");
+        if let Some(lock) = lock {
+            shard.stop_log();
+            shard.log_stopped.wait().await;
+            drop(lock);
+        }
         tracing::info!("stopped");
-        Ok(by_signal.get())
+        Ok(if shard.log_failed.get() { Ended::LogFailed } else { by_signal.get() })
     })?
 }
 
@@ -357,12 +382,9 @@ fn connections_within(limit: u64) -> usize {
     usize::try_from(limit.saturating_sub(others)).unwrap_or(usize::MAX)
 }
 
-fn seeds() -> Result<[u64; 2], StartError> {
-    let seed = || {
-        getrandom::u64()
-            .map_err(|error| StartError::System { what: "drawing random numbers", cause: error.into() })
-    };
-    Ok([seed()?, seed()?])
+fn random() -> Result<u64, StartError> {
+    getrandom::u64()
+        .map_err(|error| StartError::System { what: "drawing random numbers", cause: error.into() })
 }
 
 #[cfg(test)]

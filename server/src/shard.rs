@@ -1,6 +1,7 @@
 //! The core, the connections around it, and the turn. Nothing in here waits.
 
 mod ending;
+mod log;
 mod memory;
 mod traffic;
 
@@ -21,7 +22,10 @@ use ringpost_protocol::{
     time::{Now, Time},
 };
 
-pub(crate) use self::memory::{HeldBytes, MayRead};
+pub(crate) use self::{
+    log::LogState,
+    memory::{HeldBytes, MayRead},
+};
 use crate::{
     Config,
     buffers::Buffers,
@@ -54,6 +58,12 @@ pub(crate) struct Shard {
     /// The shard was told to leave, and its last connection is gone. Or it crashed.
     pub(crate) ended: Event,
     pub(crate) crashed: Cell<bool>,
+    /// The log may have something to do.
+    pub(crate) log: Event,
+    /// The log was told to stop, and has.
+    pub(crate) log_stopped: Event,
+    /// The log does not work any more.
+    pub(crate) log_failed: Cell<bool>,
 }
 
 struct State {
@@ -121,12 +131,15 @@ impl Shard {
         listeners: Vec<Listener>,
         max_connections: usize,
         seeds: [u64; 2],
+        log: Option<LogState>,
     ) -> Self {
         let [boot, hash_seed] = seeds;
+        let clock = Clock::start();
+        let broker = Self::broker(&config, boot, hash_seed, log, clock.now());
         let state = State {
             max_connections,
             boot,
-            broker: Broker::new(config.broker(boot, hash_seed)),
+            broker,
             connections: Connections::default(),
             dirty: Vec::new(),
             parser: Parser::new(),
@@ -146,13 +159,16 @@ impl Shard {
             config,
         };
         Self {
-            clock: Clock::start(),
+            clock,
             state: RefCell::new(state),
             armed: Cell::new(Time::NEVER),
             flush: Event::default(),
             rearm: Event::default(),
             ended: Event::default(),
             crashed: Cell::new(false),
+            log: Event::default(),
+            log_stopped: Event::default(),
+            log_failed: Cell::new(false),
         }
     }
 
@@ -302,6 +318,9 @@ impl Shard {
         }
         state.relieve();
         state.now = None;
+        if state.broker.log().is_some_and(|log| log.waiting_bytes() > 0) {
+            self.log.set();
+        }
         if state.next_deadline().is_some_and(|deadline| deadline < self.armed.get()) {
             self.rearm.set();
         }
@@ -410,7 +429,7 @@ mod tests {
         let mut client = ring::run(&RingConfig { entries: 8, ..RingConfig::default() }, async {
             let listener = Listener::bind(([127, 0, 0, 1], 0).into(), 8).unwrap();
             let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-            let shard = Rc::new(Shard::new(Config::default(), vec![listener.clone()], 8, [1, 2]));
+            let shard = Rc::new(Shard::new(Config::default(), vec![listener.clone()], 8, [1, 2], None));
             ring::spawn(tasks::accept(shard.clone(), listener));
             ring::spawn(tasks::flush(shard.clone()));
             while shard.state.borrow().connections.len() == 0 {
@@ -429,7 +448,7 @@ mod tests {
         ring::run(&RingConfig { entries: 8, ..RingConfig::default() }, async {
             let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
             let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-            let shard = Shard::new(Config::default(), Vec::new(), 8, [1, 2]);
+            let shard = Shard::new(Config::default(), Vec::new(), 8, [1, 2], None);
             let (conn, _) = shard.admit(Stream::from_std(listener.accept().unwrap().0)).unwrap();
             let mut buffer = BytesMut::from("{\"action\":\"ping\"}\n".repeat(1000).as_bytes());
             let mut pieces = 1;

@@ -3,7 +3,7 @@
 use std::{rc::Rc, time::Duration};
 
 use bytes::BytesMut;
-use ringpost_broker::ConnId;
+use ringpost_broker::{ConnId, log::Operation};
 use ringpost_io::{
     clock,
     event::Event,
@@ -15,6 +15,7 @@ use ringpost_io::{
 
 use crate::{
     shard::{MayRead, NextRead, NextWrite, Shard},
+    storage::Performer,
     throttle::Throttle,
 };
 
@@ -108,6 +109,32 @@ async fn write(shard: Rc<Shard>, conn: ConnId, stream: Stream, wake: Rc<Event>) 
             }
         }
     }
+}
+
+/// Lets the log's files follow the log.
+pub(crate) async fn keep_log(shard: Rc<Shard>, performer: Rc<Performer>) {
+    let _crash = CrashWithMe(shard.clone());
+    loop {
+        while let Some(operation) = shard.next_log_operation() {
+            ring::spawn(perform(shard.clone(), performer.clone(), operation));
+        }
+        if shard.log_has_stopped() {
+            return shard.log_stopped.set();
+        }
+        match shard.log_pause() {
+            // A millisecond at least: this must not spin, whatever the clock says.
+            Some(pause) => {
+                clock::within(pause.max(Duration::from_millis(1)), shard.log.wait()).await;
+            }
+            None => shard.log.wait().await,
+        }
+    }
+}
+
+async fn perform(shard: Rc<Shard>, performer: Rc<Performer>, operation: Operation) {
+    let _crash = CrashWithMe(shard.clone());
+    let result = performer.perform(operation.action).await;
+    shard.log_done(operation.id, result);
 }
 
 /// Ends each turn.

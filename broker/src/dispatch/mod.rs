@@ -101,12 +101,14 @@ impl Broker {
                 lost.push((request.count, delivery_key, delivery));
             }
         }
+        let leaves = self.drain != Drain::No
+            || self.connection(handler.conn).is_some_and(|connection| connection.leaving);
         // What was accepted first is dispatched first again.
         lost.sort_unstable_by_key(|(count, _, _)| *count);
         let mut again = Vec::new();
         for (_, delivery_key, delivery) in lost {
             self.counters.lost_attempts += 1;
-            if let Some(request) = self.lose_attempt(delivery_key, &delivery) {
+            if let Some(request) = self.lose_attempt(delivery_key, &delivery, leaves) {
                 again.push(request);
             }
         }

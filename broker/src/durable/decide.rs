@@ -60,6 +60,13 @@ impl Broker {
         self.wait_behind(Gate::Outcome { request: key, answered });
     }
 
+    /// A handler left while it held a durable request: that was no fault of the request.
+    pub(crate) fn attempt_does_not_count(&mut self, key: Key<Request>) {
+        if let Some(request) = self.requests.get_mut(key).filter(|request| request.is_durable()) {
+            request.attempt = request.attempt.saturating_sub(1);
+        }
+    }
+
     /// A send needs nothing more once it was handled, or is given up.
     fn finish_send(&mut self, key: Key<Request>, queued: bool, answered: Option<Answered>) {
         let Some(request) = self.requests.get(key) else { return };

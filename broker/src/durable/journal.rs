@@ -58,6 +58,10 @@ impl Journal {
         Some(location)
     }
 
+    pub(crate) fn has_gates(&self) -> bool {
+        !self.gates.is_empty()
+    }
+
     /// What may go on now.
     fn next_open(&mut self) -> Option<Gate> {
         let reliable = self.writer.gate();
@@ -82,6 +86,13 @@ impl Broker {
                 Gate::Outcome { request, answered } => self.outcome_is_stable(request, answered),
                 Gate::Settled(answered) => self.settled(answered),
             }
+        }
+    }
+
+    pub(super) fn log_boot(&mut self) {
+        let (boot, wall_ms) = (self.config.boot, self.now.wall_ms);
+        if let Some(journal) = &mut self.journal {
+            journal.append(&Record::Boot(body::Boot { boot, wall_ms }));
         }
     }
 

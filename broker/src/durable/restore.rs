@@ -133,6 +133,7 @@ impl Broker {
     pub fn restore(&mut self, restore: Restore, highest_count: u64, now: Now) {
         self.now = now;
         self.request_count = restore.last_count.max(highest_count);
+        self.log_boot();
         for (count, entry) in restore.entries {
             match entry.asked {
                 Some(asked) => self.restore_one(count, asked, entry.attempt, entry.outcome, entry.places),

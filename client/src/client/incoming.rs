@@ -90,7 +90,9 @@ impl Client {
                 OpenState::Running | OpenState::Outcome => {}
                 OpenState::NeverSeen => self.requests.repeat(*number, now, &mut self.outputs),
                 // It is not in the log, nor is anything behind it: it was never accepted.
-                OpenState::Lost if self.session.never_accepted(*number) && self.requests.is_durable(*number) => {
+                OpenState::Lost
+                    if self.session.never_accepted(*number) && self.requests.is_durable(*number) =>
+                {
                     self.requests.repeat(*number, now, &mut self.outputs);
                 }
                 OpenState::Lost => {

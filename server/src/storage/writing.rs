@@ -1,0 +1,76 @@
+//! Doing on the ring what the log's writer asks for.
+
+use std::{cell::RefCell, collections::BTreeMap};
+
+use ringpost_broker::log::{
+    Action, Fault, SegmentNumber,
+    names::{self, MANIFEST},
+};
+use ringpost_io::{
+    directory::Directory,
+    file::{File, Open},
+    file_error::FileError,
+};
+
+/// The data directory, and the segments that are written to.
+#[derive(Debug)]
+pub(crate) struct Performer {
+    directory: Directory,
+    open: RefCell<BTreeMap<SegmentNumber, File>>,
+}
+
+impl Performer {
+    pub(crate) fn new(directory: Directory) -> Self {
+        Self { directory, open: RefCell::default() }
+    }
+
+    /// Does one thing. What is under way together may end in any order.
+    pub(crate) async fn perform(&self, action: Action) -> Result<(), Fault> {
+        let sync = matches!(action, Action::Sync { .. } | Action::SyncDirectory);
+        self.try_to(action).await.map_err(|error| match error.is_full() && !sync {
+            true => Fault::NoSpace,
+            false => Fault::Disk(error.to_string()),
+        })
+    }
+
+    async fn try_to(&self, action: Action) -> Result<(), FileError> {
+        match action {
+            Action::Prepare { segment, bytes } => {
+                let file = self.directory.open_file(names::segment(segment), Open::Replace).await?;
+                file.preallocate(0, bytes.into()).await?;
+                file.sync_data().await?;
+                self.open.borrow_mut().insert(segment, file);
+                Ok(())
+            }
+            Action::Zero { segment, offset, bytes } => {
+                self.file(segment).await?.zero(offset.into(), bytes.into()).await
+            }
+            Action::Write { segment, offset, bytes } => {
+                let (written, _) = self.file(segment).await?.write_all_at(bytes, offset.into()).await;
+                written
+            }
+            Action::Sync { segment } => {
+                self.file(segment).await?.sync_data().await?;
+                // What is sealed is not written to again.
+                self.open.borrow_mut().retain(|number, _| number.0 + 1 >= segment.0);
+                Ok(())
+            }
+            Action::SyncDirectory => self.directory.sync().await,
+            Action::ReplaceManifest { bytes } => self.directory.replace(MANIFEST, bytes.to_vec()).await,
+            Action::Remove { segment } => {
+                self.open.borrow_mut().remove(&segment);
+                self.directory.remove(names::segment(segment)).await
+            }
+        }
+    }
+
+    async fn file(&self, segment: SegmentNumber) -> Result<File, FileError> {
+        let known = self.open.borrow().get(&segment).cloned();
+        if let Some(file) = known {
+            return Ok(file);
+        }
+        let file = self.directory.open_file(names::segment(segment), Open::Write).await?;
+        self.open.borrow_mut().insert(segment, file.clone());
+        Ok(file)
+    }
+}
