@@ -57,22 +57,29 @@ impl ServerArgs {
     /// # Errors
     /// [`ErrorKind::Connect`], also when it takes too long, or what the server says against the connection.
     pub(crate) async fn connect(&self) -> Result<Client, Error> {
+        self.connect_to_stay(false).await
+    }
+
+    /// The same; `stays`: a connection that breaks is made again, for what survives that.
+    async fn connect_to_stay(&self, stays: bool) -> Result<Client, Error> {
         let address = self.address();
-        let connecting = Client::builder(address.to_string()).reconnect(false).connect();
+        let connecting = Client::builder(address.to_string()).reconnect(stays).connect();
         tokio::time::timeout(self.connect_timeout, connecting).await.unwrap_or_else(|_| Err(self.too_late()))
     }
 
     /// Connects, does what the command is for, and says goodbye. SIGINT and SIGTERM end it early: what is open is
-    /// cancelled, so that handlers are told at once. `what` is named in errors.
+    /// cancelled, so that handlers are told at once. `what` is named in errors; `stays`: a connection that breaks is made
+    /// again.
     pub(crate) async fn with_client<T>(
         &self,
         what: &str,
+        stays: bool,
         work: impl AsyncFnOnce(&Client) -> Result<T, Error>,
     ) -> Outcome<T> {
         let failed = |error| self.failure(what, &error);
         let mut stop = Stop::listen()?;
         let client = tokio::select! {
-            client = self.connect() => client.map_err(failed)?,
+            client = self.connect_to_stay(stays) => client.map_err(failed)?,
             code = stop.next() => return Err(Failure::quiet(code)),
         };
         let outcome = tokio::select! {

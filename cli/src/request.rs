@@ -86,7 +86,7 @@ pub(crate) struct Message<'a> {
     pub(crate) action: &'a str,
     pub(crate) data: Vec<u8>,
     ttl: Option<Duration>,
-    durable: bool,
+    pub(crate) durable: bool,
     headers: &'a [(String, String)],
     options: Option<serde_json::Value>,
 }
@@ -140,7 +140,7 @@ pub(crate) fn run(args: &RequestArgs, server: &ServerArgs) -> Outcome {
 async fn one(message: &Message<'_>, args: &RequestArgs, server: &ServerArgs) -> Outcome {
     let what = format!("the request to `{}`", message.action);
     let reply = server
-        .with_client(&what, async |client| {
+        .with_client(&what, message.durable, async |client| {
             let request = client.request_bytes(message.action, &message.data).timeout(args.timeout);
             message.complete(request).await
         })

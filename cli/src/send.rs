@@ -38,7 +38,7 @@ pub(crate) fn run(args: &SendArgs, server: &ServerArgs) -> Outcome {
     client::block_on(async {
         let what = format!("the message to `{}`", message.action);
         server
-            .with_client(&what, async |client| {
+            .with_client(&what, message.durable, async |client| {
                 let send = client.send_bytes(message.action, &message.data).timeout(args.timeout);
                 message.complete(send).await.map(drop)
             })

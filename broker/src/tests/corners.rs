@@ -133,7 +133,7 @@ fn a_registration_number_used_again() {
         stage.answer(handler, deliver.delivery, Verdict::Reply);
     }
     assert_eq!(stage.codes(requester), [(1, None), (2, None)]);
-    assert!(stage.broker.handlers.is_empty() && stage.broker.actions.is_empty());
+    assert!(stage.broker.handlers.len() + stage.broker.actions.len() == 0);
 }
 
 /// A reply that is no JSON, for a requester that has ended its half: it is told so before it is closed.

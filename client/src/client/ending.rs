@@ -54,12 +54,13 @@ impl Client {
             for number in numbers {
                 self.say(ClientMessage::Cancel(Target::Number(number)));
             }
+            // What was not taken stays for the next process of this name, and so does every durable outcome.
+            if let Some(sequence) = self.session.last_acknowledgement() {
+                self.say(ClientMessage::Acknowledge(Target::Number(sequence)));
+            }
             if self.session.claims.is_settled() {
                 // The broker need not remember the session: nobody will come back to it.
                 self.say(ClientMessage::Goaway);
-            } else if let Some(sequence) = self.session.last_acknowledgement() {
-                // What was not taken stays for the next process of this name.
-                self.say(ClientMessage::Acknowledge(Target::Number(sequence)));
             }
         }
         self.finish(Error::new(Code::Closed, "the client was closed"));
