@@ -37,6 +37,7 @@ pub struct Plan {
     /// Requests that are open at a time.
     pub window: usize,
     pub max_attempts: u8,
+    pub durable: bool,
 }
 
 /// A request's number, and the attempt that was answered or what went wrong.
@@ -66,7 +67,10 @@ impl Load {
                     let mut outcomes = Vec::new();
                     while !*stopped.borrow() {
                         let number = next.fetch_add(1, Ordering::Relaxed);
-                        let request = client.request(action, &number).max_attempts(plan.max_attempts);
+                        let mut request = client.request(action, &number).max_attempts(plan.max_attempts);
+                        if plan.durable {
+                            request = request.durable();
+                        }
                         // Longer than any test waits: an outcome that takes so long has not come.
                         let outcome = request.timeout(PATIENCE * 4).await.map(|reply| {
                             assert_eq!(reply.data::<u64>().unwrap(), number, "a reply of its own");
@@ -122,8 +126,8 @@ pub struct Loads {
 }
 
 impl Loads {
-    const ONCE: Plan = Plan { from: 1 << 32, window: 32, max_attempts: 1 };
-    const OFTEN: Plan = Plan { from: 2 << 32, window: 32, max_attempts: 8 };
+    const ONCE: Plan = Plan { from: 1 << 32, window: 32, max_attempts: 1, durable: false };
+    const OFTEN: Plan = Plan { from: 2 << 32, window: 32, max_attempts: 8, durable: false };
 
     /// Requests for `work`; those of different rounds have different numbers.
     pub fn start(client: &Client, round: u64) -> Self {
@@ -184,6 +188,14 @@ pub struct Outcomes {
 impl Outcomes {
     pub fn len(&self) -> usize {
         self.outcomes.len()
+    }
+
+    /// All have replies, and each ran.
+    pub fn assert_durable(&self, ledger: &BTreeMap<u64, Vec<u16>>) {
+        self.assert_only(&[]);
+        for number in self.outcomes.keys() {
+            assert!(ledger.contains_key(number), "request {number} has a reply and never ran");
+        }
     }
 
     /// How many ended so.

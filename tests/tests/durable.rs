@@ -1,0 +1,115 @@
+//! Durable requests against real crashes: whatever is killed, nothing that was accepted is lost, and every request ends once.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test stops at what is not right"
+)]
+
+mod common;
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use common::{
+    load::{Ledger, Load, Plan, client},
+    process::{self, Process, ServerProcess},
+    run, until, wait_until_quiet,
+};
+use ringpost::Client;
+
+/// How long the crash loop goes on, and how often it strikes at least.
+const CRASH_TIME: Duration = Duration::from_secs(20);
+const CRASHES: u32 = 12;
+
+fn args(directory: &Path) -> Vec<String> {
+    let directory = directory.to_str().unwrap().to_owned();
+    // Small segments, so that they are switched and removed under way.
+    let more = [
+        "--max-payload",
+        "16KiB",
+        "--segment-size",
+        "256KiB",
+        "--max-disk",
+        "64MiB",
+        "--ping-interval",
+        "10m",
+    ];
+    ["--data-dir".to_owned(), directory].into_iter().chain(more.map(str::to_owned)).collect()
+}
+
+fn start(directory: &Path) -> ServerProcess {
+    let args = args(directory);
+    ServerProcess::start(&args.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+fn start_again(server: &ServerProcess, directory: &Path) -> ServerProcess {
+    let args = args(directory);
+    ServerProcess::at(server.address, &args.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+/// A server that is killed again and again under load, now and then with a handler: each durable request ends with its own
+/// reply, once, and when all is over the log has nothing left that lives.
+#[test]
+fn killed_again_and_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut server = start(directory.path());
+    let address = server.address;
+    let ledger = Ledger::new();
+    run(async {
+        let handler = || process::handler(address, "work", ledger.path(), 32, 2);
+        let mut handlers = vec![handler(), handler()];
+        let client = client(address).await;
+        let plan = Plan { from: 1, window: 32, max_attempts: 100, durable: true };
+        let load = Load::start(&client, "work", plan);
+        let (begun, mut crashes) = (Instant::now(), 0);
+        while crashes < CRASHES || begun.elapsed() < CRASH_TIME {
+            load.goes_on(if crashes % 3 == 0 { 1 } else { 100 }).await;
+            server.process.kill();
+            let dies = crashes % 4 == 1;
+            if dies {
+                handlers[0].kill();
+            }
+            server = start_again(&server, directory.path());
+            if dies {
+                handlers[0] = handler();
+            }
+            crashes += 1;
+        }
+        load.goes_on(100).await;
+        let outcomes = load.stop().await;
+        outcomes.assert_durable(&ledger.runs().0);
+        println!("{} requests over {crashes} crashes", outcomes.len());
+        client.close().await;
+        handlers.into_iter().for_each(Process::finish);
+    });
+    wait_until_quiet(address, 1);
+    assert_eq!(server.stats()["now"]["openRequests"], 0, "all of them are done");
+}
+
+/// Sends that were accepted before the server and the requester died are handled after they are back, all of them.
+#[test]
+fn accepted_sends_outlive_everybody() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut server = start(directory.path());
+    let address = server.address;
+    let ledger = Ledger::new();
+    run(async {
+        {
+            let client = Client::connect(&address.to_string()).await.unwrap();
+            for number in 0..200_u64 {
+                client.send("work", &number).durable().await.unwrap();
+            }
+        }
+        for _ in 0..3 {
+            server.process.kill();
+            server = start_again(&server, directory.path());
+        }
+        let handler = process::handler(address, "work", ledger.path(), 32, 0);
+        until("all of them ran", || ledger.runs().0.len() == 200);
+        until("none is left", || server.stats()["now"]["openRequests"] == 0);
+        handler.finish();
+    });
+}
