@@ -70,13 +70,14 @@ impl Broker {
         let expires_ms = self.now.wall_ms.saturating_add(ttl.as_millis() as u64);
         if let Some(kept) = self.requests.get(key).and_then(|request| self.kept.get_mut(request.kept?)) {
             kept.durable = Some(Box::new(Durable {
+                dialect: u8::from(speaks == Speaks::Json),
                 expires_ms,
                 session: name,
                 places: Places::default(),
                 decided: None,
             }));
         }
-        self.log_request(key, speaks);
+        self.log_request(key);
         self.forget_action_if_unused(action);
         self.wait_behind(Gate::Accept { request: key, session: session_key, number });
     }

@@ -2,11 +2,11 @@
 
 use std::collections::VecDeque;
 
-use ringpost_protocol::Code;
+use ringpost_protocol::{Code, Content};
 
-use super::{Places, decide::Answered};
+use super::{Durable, Places, accept::idempotency_key, compact::Tenants, decide::Answered};
 use crate::{
-    Broker, ConnId, Speaks,
+    Broker, ConnId,
     log::{Location, Record, Sequence, Writer, body},
     slab::Key,
     state::{Delivery, Request, Session},
@@ -30,11 +30,12 @@ pub(crate) struct Journal {
     /// In the order of their sequences.
     gates: VecDeque<(Sequence, Gate)>,
     last: Sequence,
+    pub(super) tenants: Tenants,
 }
 
 impl Journal {
     pub(crate) fn new(writer: Writer) -> Self {
-        Self { writer, gates: VecDeque::new(), last: Sequence::default() }
+        Self { writer, gates: VecDeque::new(), last: Sequence::default(), tenants: Tenants::default() }
     }
 
     /// Whether a durable request with so many bytes of content can be taken now, and else why not.
@@ -62,6 +63,18 @@ impl Journal {
         !self.gates.is_empty()
     }
 
+    /// A record that is about a request and lives with it.
+    pub(super) fn append_for(&mut self, key: Key<Request>, record: &Record<'_>) -> Option<Location> {
+        let location = self.append(record)?;
+        self.moved_in(location, key);
+        Some(location)
+    }
+
+    /// Notes what lives where.
+    pub(super) fn moved_in(&mut self, place: Location, key: Key<Request>) {
+        self.tenants.moved_in(place.segment, key);
+    }
+
     /// What may go on now.
     fn next_open(&mut self) -> Option<Gate> {
         let reliable = self.writer.gate();
@@ -87,6 +100,7 @@ impl Broker {
                 Gate::Settled(answered) => self.settled(answered),
             }
         }
+        self.compact();
     }
 
     pub(super) fn log_boot(&mut self) {
@@ -96,42 +110,30 @@ impl Broker {
         }
     }
 
-    pub(super) fn log_request(&mut self, key: Key<Request>, speaks: Speaks) {
+    pub(super) fn log_request(&mut self, key: Key<Request>) {
         let (Some(journal), Some(request)) = (&mut self.journal, self.requests.get(key)) else { return };
         let Some(kept) = request.kept.and_then(|kept| self.kept.get_mut(kept)) else { return };
         let Some(durable) = kept.durable.as_deref_mut() else { return };
-        let content = &kept.content;
-        let record = Record::Request(body::Request {
-            count: request.count,
-            number: request.number,
-            received_ms: request.received.wall_ms,
-            expires_ms: durable.expires_ms,
-            max_attempts: request.max_attempts.min(255) as u8,
-            flags: request.flags.0,
-            dialect: u8::from(speaks == Speaks::Json),
-            session: &durable.session,
-            action: content.name(),
-            tag: &kept.tag,
-            idempotency_key: super::accept::idempotency_key(content.headers()).unwrap_or_default().as_bytes(),
-            options: content.options(),
-            headers: content.headers(),
-            payload: content.payload(),
-        });
-        durable.places.request = journal.append(&record);
+        let record = request_record(request, durable, &kept.tag, &kept.content);
+        let place = journal.append_for(key, &record);
+        durable.places.request = place;
     }
 
     pub(crate) fn log_delivered(&mut self, key: Key<Request>, delivery: Key<Delivery>, conn: ConnId) {
         let session = self.connection(conn).and_then(|connection| connection.session);
         let session = session.and_then(|session| self.sessions.get(session));
         let (Some(journal), Some(request)) = (&mut self.journal, self.requests.get(key)) else { return };
-        let location = journal.append(&Record::Delivered(body::Delivered {
-            count: request.count,
-            boot: self.config.boot,
-            delivery: delivery.raw(),
-            wall_ms: self.now.wall_ms,
-            attempt: request.attempt,
-            session: session.map(|session| session.name.as_ref()).unwrap_or_default(),
-        }));
+        let location = journal.append_for(
+            key,
+            &Record::Delivered(body::Delivered {
+                count: request.count,
+                boot: self.config.boot,
+                delivery: delivery.raw(),
+                wall_ms: self.now.wall_ms,
+                attempt: request.attempt,
+                session: session.map(|session| session.name.as_ref()).unwrap_or_default(),
+            }),
+        );
         let kept = request.kept.and_then(|kept| self.kept.get_mut(kept));
         let before = kept
             .and_then(|kept| kept.durable.as_deref_mut())
@@ -143,21 +145,9 @@ impl Broker {
         let (Some(journal), Some(request)) = (&mut self.journal, self.requests.get(key)) else { return };
         let Some(kept) = request.kept.and_then(|kept| self.kept.get_mut(kept)) else { return };
         let Some(durable) = kept.durable.as_deref_mut() else { return };
-        let Some(decided) = durable.decided else { return };
-        let content = &kept.content;
-        let record = Record::Reply(body::Reply {
-            count: request.count,
-            wall_ms: self.now.wall_ms,
-            code: decided.code.map_or(0, Code::number),
-            attempt: request.attempt,
-            delivered_after_ms: request.delivered_after_ms,
-            handled_after_ms: decided.handled_after_ms,
-            own_code: content.name(),
-            options: content.options(),
-            headers: content.headers(),
-            payload: content.payload(),
-        });
-        durable.places.reply = journal.append(&record);
+        let Some(record) = reply_record(request, durable, &kept.content, self.now.wall_ms) else { return };
+        let place = journal.append_for(key, &record);
+        durable.places.reply = place;
     }
 
     pub(super) fn log_done(&mut self, key: Key<Request>) {
@@ -172,4 +162,49 @@ impl Broker {
             places.all().for_each(|place| journal.writer.died(place));
         }
     }
+}
+
+pub(super) fn request_record<'a>(
+    request: &Request,
+    durable: &'a Durable,
+    tag: &'a [u8],
+    content: &'a Content,
+) -> Record<'a> {
+    Record::Request(body::Request {
+        count: request.count,
+        number: request.number,
+        received_ms: request.received.wall_ms,
+        expires_ms: durable.expires_ms,
+        max_attempts: request.max_attempts.min(255) as u8,
+        flags: request.flags.0,
+        dialect: durable.dialect,
+        session: &durable.session,
+        action: content.name(),
+        tag,
+        idempotency_key: idempotency_key(content.headers()).unwrap_or_default().as_bytes(),
+        options: content.options(),
+        headers: content.headers(),
+        payload: content.payload(),
+    })
+}
+
+pub(super) fn reply_record<'a>(
+    request: &Request,
+    durable: &Durable,
+    content: &'a Content,
+    wall_ms: u64,
+) -> Option<Record<'a>> {
+    let decided = durable.decided?;
+    Some(Record::Reply(body::Reply {
+        count: request.count,
+        wall_ms,
+        code: decided.code.map_or(0, Code::number),
+        attempt: request.attempt,
+        delivered_after_ms: request.delivered_after_ms,
+        handled_after_ms: decided.handled_after_ms,
+        own_code: content.name(),
+        options: content.options(),
+        headers: content.headers(),
+        payload: content.payload(),
+    }))
 }

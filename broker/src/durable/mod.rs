@@ -15,12 +15,14 @@
 //! | `decide` | the way out: the outcome's record, who gets it, and when nothing is left to be known |
 //! | `journal` | what is written to the log, and what waits for it |
 //! | `session` | coming back for it, also after the broker was away |
+//! | `compact` | keeping the log short |
 //! | `restore` | the way back: from the records of a log to what was there before the restart |
 //!
 //! A durable request is in the same tables as a plain one, and its dispatch and delivery are the same. It differs in what
 //! ends it: not its requester's end, nor its timeout, nor the end of its last handler; only an outcome that is in the log.
 
 mod accept;
+mod compact;
 mod decide;
 mod journal;
 mod restore;
@@ -46,6 +48,8 @@ pub(crate) const DEFAULT_MAX_ATTEMPTS: u8 = 5;
 /// What is known of a durable request beside what all requests have.
 #[derive(Debug, Default)]
 pub(crate) struct Durable {
+    /// 1 if it came in the JSON dialect.
+    pub(crate) dialect: u8,
     /// When its ttl ends, in milliseconds since the Unix epoch: deadlines have to outlive the monotonic clock.
     pub(crate) expires_ms: u64,
     /// The name of its session: that is forgotten only after it.

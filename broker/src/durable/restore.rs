@@ -42,6 +42,7 @@ struct Asked {
     received_ms: u64,
     expires_ms: u64,
     max_attempts: u8,
+    dialect: u8,
     flags: RequestFlags,
     session: Bytes,
     tag: Tag,
@@ -106,6 +107,7 @@ impl Asked {
             received_ms: request.received_ms,
             expires_ms: request.expires_ms,
             max_attempts: request.max_attempts,
+            dialect: request.dialect,
             flags: RequestFlags(request.flags),
             session: Bytes::copy_from_slice(request.session),
             tag: Tag::from_slice(tag),
@@ -166,7 +168,14 @@ impl Broker {
             stable: true,
             sequence: None,
         });
-        let durable = Durable { expires_ms: asked.expires_ms, session: asked.session, places, decided };
+        let here = places.all().collect::<Vec<_>>();
+        let durable = Durable {
+            dialect: asked.dialect,
+            expires_ms: asked.expires_ms,
+            session: asked.session,
+            places,
+            decided,
+        };
         let delivered_after_ms = outcome.as_ref().map_or(u32::MAX, |outcome| outcome.delivered_after_ms);
         let attempt = match &outcome {
             Some(outcome) => outcome.attempt,
@@ -177,6 +186,9 @@ impl Broker {
         self.kept_bytes += content.uncounted_len();
         let kept =
             self.kept.insert(Kept { tag: asked.tag.clone(), durable: Some(Box::new(durable)), content });
+        if let Some(journal) = &mut self.journal {
+            here.into_iter().for_each(|place| journal.moved_in(place, key));
+        }
         self.requests.insert(Request {
             session: session.unwrap_or(Key::from_raw(u64::MAX)),
             number: asked.number,

@@ -276,7 +276,7 @@ impl<'a> Record<'a> {
         }
     }
 
-    pub(super) fn encode_body(&self, out: &mut BytesMut) {
+    pub(crate) fn encode_body(&self, out: &mut BytesMut) {
         match self {
             Self::Boot(r) => {
                 out.put_u64_le(r.boot);

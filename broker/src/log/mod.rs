@@ -34,6 +34,7 @@ pub mod names;
 mod reader;
 pub mod record;
 pub mod recovery;
+pub mod repair;
 
 pub mod segment;
 mod tail;

@@ -28,6 +28,9 @@ impl Window {
     }
 }
 
+/// What is at a place: a record and its body, nothing written, or something else.
+pub(super) type AtPlace<'a> = Result<Option<(Header, &'a [u8])>, Flaw>;
+
 /// A segment that is being read.
 pub(super) struct SegmentReader<'a, F> {
     files: &'a F,
@@ -96,12 +99,7 @@ impl<'a, F: Files> SegmentReader<'a, F> {
     }
 
     /// The record at an offset; `None` where nothing was written. It must end at or before `end`.
-    pub(super) fn record(
-        &mut self,
-        offset: u64,
-        end: u64,
-        seal: &Seal,
-    ) -> Result<Result<Option<(Header, &[u8])>, Flaw>, LogError> {
+    pub(super) fn record(&mut self, offset: u64, end: u64, seal: &Seal) -> Result<AtPlace<'_>, LogError> {
         let room = end.saturating_sub(offset);
         if room < RECORD_HEADER_BYTES as u64 {
             return Ok(Err(Flaw::TooLong { claimed: RECORD_HEADER_BYTES as u64, room }));

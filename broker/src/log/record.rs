@@ -29,8 +29,9 @@ pub const MIN_RECORD_BYTES: usize = RECORD_HEADER_BYTES + 8;
 const CRC_BYTES: usize = 4;
 const STAMP_AT: usize = 18;
 const _: () = assert!(STAMP_AT + size_of::<[u8; 6]>() == RECORD_HEADER_BYTES);
-const _: () =
-    assert!(RECORD_HEADER_BYTES % RECORD_ALIGNMENT == 0 && MIN_RECORD_BYTES % RECORD_ALIGNMENT == 0);
+const _: () = assert!(
+    RECORD_HEADER_BYTES.is_multiple_of(RECORD_ALIGNMENT) && MIN_RECORD_BYTES.is_multiple_of(RECORD_ALIGNMENT)
+);
 
 /// What a record is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -233,7 +234,7 @@ pub fn record_bytes(body_bytes: u64) -> u64 {
 pub fn encode(out: &mut BytesMut, seal: &Seal, sequence: Sequence, record: &Record<'_>) -> usize {
     let start = out.len();
     let body_bytes = record.body_bytes();
-    debug_assert!(start % RECORD_ALIGNMENT == 0 && body_bytes <= u32::MAX as usize);
+    debug_assert!(start.is_multiple_of(RECORD_ALIGNMENT) && body_bytes <= u32::MAX as usize);
     out.reserve(record_bytes(body_bytes as u64) as usize);
     out.put_u32_le(0);
     out.put_u32_le(body_bytes as u32);

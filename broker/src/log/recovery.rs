@@ -167,7 +167,7 @@ pub(super) fn check_unused(
     let mut at = start.min(end);
     while at < end {
         let piece = reader.bytes(at, (end - at).min(64 << 10) as usize)?;
-        if let Some(written) = piece.iter().position(|byte| *byte != 0) {
+        if let Some(written) = tail::first_written(piece) {
             let offset = at + written as u64;
             return Err(LogError::corrupt(&names::segment(number), offset, Damage::BehindNewest));
         }

@@ -31,7 +31,7 @@ pub const FORMAT_VERSION: u16 = 1;
 
 const MAGIC: [u8; 8] = *b"RPLOGSEG";
 const CRC_AT: usize = SEGMENT_HEADER_BYTES - 4;
-const _: () = assert!(SEGMENT_HEADER_BYTES % RECORD_ALIGNMENT == 0 && SEGMENT_HEADER_BYTES <= 512);
+const _: () = assert!(SEGMENT_HEADER_BYTES.is_multiple_of(RECORD_ALIGNMENT) && SEGMENT_HEADER_BYTES <= 512);
 
 /// What the header of a segment says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

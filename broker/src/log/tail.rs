@@ -8,6 +8,15 @@ use super::{
 /// Looked at in one piece. Most of what is looked at is zeros.
 const PIECE_BYTES: u64 = 64 << 10;
 
+/// The first byte that is not zero. Most are, and are looked at many at a time.
+pub(super) fn first_written(bytes: &[u8]) -> Option<usize> {
+    const MANY: usize = 128;
+    let zeros =
+        bytes.chunks(MANY).take_while(|many| many.iter().fold(0, |all, byte| all | byte) == 0).count();
+    let from = (zeros * MANY).min(bytes.len());
+    bytes[from..].iter().position(|byte| *byte != 0).map(|at| from + at)
+}
+
 /// What was found behind a place where the right record is not.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Tail {
@@ -36,7 +45,7 @@ pub(super) fn scan<F: Files>(
     let mut at = start;
     while at < end {
         let piece = reader.bytes(at, (end - at).min(PIECE_BYTES) as usize)?;
-        let Some(first) = piece.iter().position(|byte| *byte != 0) else {
+        let Some(first) = first_written(piece) else {
             at += piece.len() as u64;
             continue;
         };

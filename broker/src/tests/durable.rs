@@ -419,3 +419,51 @@ fn refusals_name_the_remedy() {
         .request(requester, 1, |request| request.flags = RequestFlags::DURABLE.with(RequestFlags::BROADCAST));
     assert_eq!(logged.codes(requester), [(1, Some(Code::Unsupported))]);
 }
+
+/// However many requests come and go, a few that stay do not keep the log from staying short, and survive that too: one that
+/// waits, one that has used up an attempt, and one whose reply nobody has fetched.
+#[test]
+fn what_stays_does_not_keep_the_rest() {
+    let mut logged = Logged::new(Config::default());
+    let (stays, requester) = (logged.named("stays"), logged.named("r"));
+    for (number, action) in [(1, "later"), (2, "tried"), (3, "sum")] {
+        logged.request(stays, number, |request| {
+            durable(request);
+            request.content = Content::from_parts(action.as_bytes(), b"", b"", format!("{number}").as_bytes());
+        });
+    }
+    logged.sync();
+    let tried = logged.handler("tried", 1);
+    assert_eq!(logged.deliveries(tried).len(), 1);
+    logged.input(Input::Closed { conn: tried });
+    let tried = logged.handler("tried", 1);
+    assert_eq!(logged.deliveries(tried)[0].attempt, 2);
+    let handler = logged.handler("sum", 9);
+    let held = logged.deliveries(handler).remove(0);
+    logged.answered(handler, held.delivery, 1);
+    logged.sync();
+    logged.input(Input::Closed { conn: stays });
+    for number in 1..=2000_u64 {
+        logged.request(requester, number, durable);
+        logged.sync();
+        let held = logged.deliveries(handler).remove(0);
+        logged.answered(handler, held.delivery, number + 1);
+        logged.sync();
+        let sequence = logged.replies(requester).remove(0).sequence;
+        logged.say(requester, ClientMessage::Acknowledge(Target::Number(sequence)));
+        logged.take(handler);
+    }
+    logged.sync();
+    let (disk, living) = logged.broker.log().unwrap().disk_and_living_bytes();
+    assert!(disk <= 16 * 4096 && living < 4096, "{disk} bytes, of which {living} live");
+    logged.restart();
+    assert_eq!(logged.broker.open_requests(), 3);
+    let tried = logged.handler("tried", 1);
+    assert_eq!(logged.deliveries(tried)[0].attempt, 2);
+    let stays = logged.named("stays");
+    let states = logged.resume(stays, 1, &[1, 2, 3]);
+    assert_eq!(states, [(1, OpenState::Running), (2, OpenState::Running), (3, OpenState::Outcome)]);
+    assert_eq!(logged.replies(stays)[0].content.payload(), b"3");
+    let later = logged.handler("later", 1);
+    assert_eq!(logged.deliveries(later)[0].content.payload(), b"1");
+}

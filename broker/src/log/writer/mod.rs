@@ -131,7 +131,9 @@ struct Full {
 enum Taker {
     Write,
     Manifest,
-    Housework,
+    Prepare,
+    /// Only ever for speed: nothing waits for it at a stop.
+    Zeros,
 }
 
 /// How far the segment behind the open one has come.
@@ -213,7 +215,10 @@ impl Writer {
     /// # Panics
     /// If the configuration is outside its bounds.
     pub fn new(config: Config, recovered: &Recovered) -> Self {
-        assert!(config.segment_bytes >= MIN_SEGMENT_BYTES && config.segment_bytes % 8 == 0, "segment_bytes");
+        assert!(
+            config.segment_bytes >= MIN_SEGMENT_BYTES && config.segment_bytes.is_multiple_of(8),
+            "segment_bytes"
+        );
         assert!(config.max_disk >= MIN_SEGMENTS * u64::from(config.segment_bytes), "max_disk");
         let mut space = Space::new(config.max_disk, config.segment_bytes);
         for segment in &recovered.segments {
@@ -397,6 +402,7 @@ impl Writer {
     /// Lets everything be written, synced and marked. Nothing can be appended any more.
     pub fn stop(&mut self) {
         self.stopping = true;
+        self.full = self.full.filter(|full| full.what != Taker::Zeros);
     }
 
     /// Whether a stop has come to its end: nothing is under way, and everything is stable, or cannot become so (see

@@ -316,31 +316,28 @@ impl Writer {
 
     fn housework_done(&mut self, what: Housework, result: Result<(), Fault>) {
         if let Err(fault) = result {
-            let doing = match what {
-                Housework::Prepare => "making a segment",
-                Housework::SyncDirectory => "syncing the directory",
-                Housework::Zero => "zeroing a segment",
-                Housework::SyncZeros => "syncing a segment",
-                Housework::Remove => "removing a segment",
-            };
             match (what, fault) {
-                (Housework::SyncZeros | Housework::SyncDirectory, Fault::NoSpace) => {
-                    self.failed = Some(format!("{doing}: {}", Fault::NoSpace));
+                (Housework::Prepare, fault) => self.take_fault(Taker::Prepare, "making a segment", &fault),
+                (Housework::Zero, Fault::NoSpace) if self.stopping => {}
+                (Housework::Zero, fault) => self.take_fault(Taker::Zeros, "zeroing a segment", &fault),
+                (Housework::SyncZeros, fault) => self.failed = Some(format!("syncing a segment: {fault}")),
+                (Housework::SyncDirectory, fault) => {
+                    self.failed = Some(format!("syncing the directory: {fault}"));
                 }
-                (_, fault) => self.take_fault(Taker::Housework, doing, &fault),
+                (Housework::Remove, fault) => self.failed = Some(format!("removing a segment: {fault}")),
             }
             return;
         }
         match what {
             Housework::Prepare => {
                 self.next = Next::Made;
-                self.has_taken_space(Taker::Housework);
+                self.has_taken_space(Taker::Prepare);
             }
             Housework::SyncDirectory => self.next = Next::Prepared,
             Housework::Zero => {
                 self.zeroed = self.zeroed.saturating_add(ZERO_BYTES).min(self.config.segment_bytes);
                 self.zeros_unsynced = true;
-                self.has_taken_space(Taker::Housework);
+                self.has_taken_space(Taker::Zeros);
             }
             Housework::SyncZeros => self.zeros_unsynced = false,
             // What was removed has made room: try at once.

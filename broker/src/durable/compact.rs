@@ -1,0 +1,98 @@
+//! Keeping the log short: what lives in a segment that is mostly dead is written anew, so that the segment can go.
+
+use std::collections::BTreeMap;
+
+use bytes::BytesMut;
+
+use super::Journal;
+use crate::{
+    Broker,
+    log::{Location, Record, SegmentNumber, body},
+    slab::Key,
+    state::Request,
+};
+
+/// Records that are written anew in one step, beside the traffic.
+const STEP: usize = 256;
+
+/// Which requests have records in which segment. They may be done meanwhile.
+#[derive(Debug, Default)]
+pub(super) struct Tenants {
+    by_segment: BTreeMap<SegmentNumber, Vec<Key<Request>>>,
+}
+
+impl Tenants {
+    pub(super) fn moved_in(&mut self, segment: SegmentNumber, request: Key<Request>) {
+        self.by_segment.entry(segment).or_default().push(request);
+    }
+
+    /// Forgets the segments that are gone.
+    fn forget_until(&mut self, exists: impl Fn(SegmentNumber) -> bool) {
+        while let Some(oldest) = self.by_segment.first_entry().filter(|oldest| !exists(*oldest.key())) {
+            oldest.remove();
+        }
+    }
+
+    fn some_of(&mut self, segment: SegmentNumber) -> Vec<Key<Request>> {
+        let Some(tenants) = self.by_segment.get_mut(&segment) else { return Vec::new() };
+        tenants.split_off(tenants.len().saturating_sub(STEP))
+    }
+}
+
+impl Broker {
+    /// Writes some of what keeps the oldest segment anew, if the log asks for that.
+    pub(super) fn compact(&mut self) {
+        let Some(journal) = &mut self.journal else { return };
+        let writer = &journal.writer;
+        journal.tenants.forget_until(|segment| writer.seal(segment).is_some());
+        let Some(segment) = journal.writer.compaction() else { return };
+        for request in journal.tenants.some_of(segment) {
+            self.move_records(request, segment);
+        }
+    }
+
+    fn move_records(&mut self, key: Key<Request>, segment: SegmentNumber) {
+        let (Some(journal), Some(request)) = (&mut self.journal, self.requests.get(key)) else { return };
+        let Some(kept) = request.kept.and_then(|kept| self.kept.get_mut(kept)) else { return };
+        let Some(durable) = kept.durable.as_deref_mut() else { return };
+        let is_in = |place: Option<Location>| place.filter(|place| place.segment == segment);
+        let mut places = std::mem::take(&mut durable.places);
+        let decided = durable.decided.is_some();
+        if let Some(place) = is_in(places.request) {
+            // The request's own content is not needed any more once its outcome is there.
+            let empty = ringpost_protocol::Content::default();
+            let content = if decided { &empty } else { &kept.content };
+            let record = super::journal::request_record(request, durable, &kept.tag, content);
+            places.request = journal.append_moved(place, &record, key);
+        }
+        if let Some(place) = is_in(places.delivered) {
+            let record = Record::Delivered(body::Delivered {
+                count: request.count,
+                boot: self.config.boot,
+                delivery: 0,
+                wall_ms: self.now.wall_ms,
+                attempt: request.attempt,
+                session: b"",
+            });
+            places.delivered = journal.append_moved(place, &record, key);
+        }
+        if let Some(place) = is_in(places.reply)
+            && let Some(record) =
+                super::journal::reply_record(request, durable, &kept.content, self.now.wall_ms)
+        {
+            places.reply = journal.append_moved(place, &record, key);
+        }
+        durable.places = places;
+    }
+}
+
+impl Journal {
+    fn append_moved(&mut self, from: Location, record: &Record<'_>, key: Key<Request>) -> Option<Location> {
+        let mut body = BytesMut::with_capacity(record.body_bytes());
+        record.encode_body(&mut body);
+        let moved = Record::Moved(body::Moved { sequence: from.sequence, kind: record.kind(), body: &body });
+        let to = self.append_for(key, &moved);
+        self.writer.died(from);
+        to
+    }
+}
