@@ -78,8 +78,8 @@ impl Journal {
     /// What may go on now.
     fn next_open(&mut self) -> Option<Gate> {
         let reliable = self.writer.gate();
-        let (_, gate) = self.gates.pop_front_if(|(sequence, _)| *sequence <= reliable)?;
-        Some(gate)
+        self.gates.front().filter(|(sequence, _)| *sequence <= reliable)?;
+        self.gates.pop_front().map(|(_, gate)| gate)
     }
 }
 
