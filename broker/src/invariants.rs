@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use crate::{
     Broker,
     dispatch::Ready,
+    session::MAX_FORMER,
     state::{Connection, LegState, RequestState},
 };
 
@@ -66,6 +67,8 @@ impl Broker {
                 }
             }
             session.outcomes.check_invariants(self.config.outcome_limit_bytes);
+            let again = session.former.iter().any(|former| former.instance == session.speaker.instance);
+            assert!(!again && session.former.len() <= MAX_FORMER, "{key:?} was others' before");
         }
         let away = self.sessions.iter().filter(|(_, session)| session.conn.is_none()).count();
         assert_eq!(away, self.detached, "sessions away");

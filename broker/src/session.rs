@@ -6,20 +6,26 @@
 //!                    ^   │ every outcome gets the        │ requests go on, outcomes are kept
 //!                    │   │ next sequence and is kept     │
 //!                    │   │ until acknowledged            │
-//!                    │   └──────── hello of another connection: sessionTaken for the older one
+//!                    │   └──────── hello of a later connection: sessionTaken for the older one
 //!                    └── hello; then `resume` ── states, kept outcomes, acceptance ──┘
 //! ```
+//!
+//! A name does not say who speaks under it, so the hello does ([`Speaker`]). What is open belongs to one instance: another
+//! one begins a new tenure, and cannot ask for it by number. A hello that an instance said on an earlier connection than the
+//! last one that was heard of it comes late, and is refused.
 //!
 //! A session outlives its connection if it has a name and its client speaks the binary dialect. Handlers do not: what
 //! they hold is lost with the connection.
 
-use std::collections::{BTreeSet, VecDeque};
+mod open_states;
+
+use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
 use ringpost_protocol::{
     Code,
     limits::{MAX_SESSION_BYTES, MIN_COUNTED_BYTES},
-    message::{OpenState, Reply, Resume, ServerMessage},
+    message::{OpenState, Reply, Resume, ServerMessage, Speaker},
 };
 
 use crate::{
@@ -33,6 +39,9 @@ use crate::{
 const OUTCOME_BYTES: usize = std::mem::size_of::<Reply>();
 /// Kept outcomes share buffers of this size. A larger one is cheaper to fill, and pinned longer by what is left in it.
 const CHUNK_BYTES: usize = 8 << 10;
+
+/// How many instances are remembered that had a session before. More than two fight over one only by mistake.
+pub(crate) const MAX_FORMER: usize = 8;
 
 /// The outcomes that a session's client may not have got, oldest first.
 #[derive(Debug, Default)]
@@ -104,7 +113,35 @@ impl Outcomes {
     }
 }
 
+/// What a connection is told of the session that it has entered.
+pub(crate) struct Entry {
+    pub(crate) epoch: u64,
+    pub(crate) tenure: u64,
+    /// The lowest number that its next request may have.
+    pub(crate) next_number: u64,
+}
+
 impl Session {
+    /// Whether this instance was heard on that connection before, or on a later one.
+    fn has_heard(&self, speaker: Speaker) -> bool {
+        let known = [&self.speaker].into_iter().chain(&self.former);
+        known
+            .into_iter()
+            .any(|known| known.instance == speaker.instance && known.connection >= speaker.connection)
+    }
+
+    /// The session gets to another instance, with the next tenure.
+    fn hand_over(&mut self, speaker: Speaker, tenure: u64) {
+        if self.epoch > 0 {
+            self.former.push(self.speaker);
+        }
+        self.former.retain(|former| former.instance != speaker.instance);
+        if self.former.len() > MAX_FORMER {
+            self.former.remove(0);
+        }
+        self.tenure = tenure;
+    }
+
     /// The connection that outcomes can be sent on now.
     pub(crate) fn listens(&self) -> Option<ConnId> {
         self.conn.filter(|_| self.caught_up)
@@ -112,9 +149,14 @@ impl Session {
 }
 
 impl Broker {
-    /// Gives a connection the session of that name, a new one if there is none. Its epoch, and the lowest number that
-    /// its next request may have.
-    pub(crate) fn enter_session(&mut self, conn: ConnId, name: &Bytes) -> (u64, u64) {
+    /// Whether a hello was said before one that has been heard: its client has given up on the connection.
+    pub(crate) fn is_late(&self, name: &Bytes, speaker: Speaker) -> bool {
+        let session = self.session_by_name.get(name).and_then(|key| self.sessions.get(*key));
+        session.is_some_and(|session| session.has_heard(speaker))
+    }
+
+    /// Gives a connection the session of that name, a new one if there is none.
+    pub(crate) fn enter_session(&mut self, conn: ConnId, name: &Bytes, speaker: Speaker) -> Entry {
         self.take_from_other(name);
         let speaks = self.connection(conn).map(|connection| connection.speaks);
         let key = match self.session_by_name.get(name).copied() {
@@ -124,15 +166,23 @@ impl Broker {
         if let Some(connection) = self.connection_mut(conn) {
             connection.session = Some(key);
         }
-        let Some(session) = self.sessions.get_mut(key) else { return (1, 1) };
+        let Some(session) = self.sessions.get_mut(key) else {
+            return Entry { epoch: 1, tenure: 0, next_number: 1 };
+        };
         session.conn = Some(conn);
+        session.returns = session.epoch > 0 && session.speaker.instance == speaker.instance;
+        if !session.returns {
+            self.tenure_count += 1;
+            session.hand_over(speaker, self.tenure_count);
+        }
+        session.speaker = speaker;
         session.epoch += 1;
         session.caught_up = session.epoch == 1;
         if let Some(linger) = session.linger.take() {
             self.detached -= 1;
             self.timers.cancel(linger);
         }
-        (session.epoch, session.next_number)
+        Entry { epoch: session.epoch, tenure: session.tenure, next_number: session.next_number }
     }
 
     fn new_session(&mut self, name: &Bytes, outlives: bool) -> Key<Session> {
@@ -142,6 +192,10 @@ impl Broker {
             name: name.clone(),
             conn: None,
             outlives: outlives && !name.is_empty(),
+            speaker: Speaker::default(),
+            former: Vec::new(),
+            tenure: 0,
+            returns: false,
             caught_up: true,
             outcomes: Outcomes::default(),
             linger: None,
@@ -252,8 +306,10 @@ impl Broker {
         let Some(key) = self.connection(conn).and_then(|connection| connection.session) else { return };
         resume.open.sort_unstable();
         let forgotten = std::mem::take(&mut resume.held);
-        let known = self.sessions.get(key).is_some_and(|session| !session.caught_up)
-            && resume.boot == self.config.boot;
+        // Another instance's numbers say nothing here. One without any may have what is kept.
+        let may_ask = |session: &Session| session.returns || resume.open.is_empty();
+        let known = resume.boot == self.config.boot
+            && self.sessions.get(key).is_some_and(|session| !session.caught_up && may_ask(session));
         if !known {
             let open = resume.open.iter().map(|number| (*number, OpenState::Lost)).collect();
             return self.send(conn, ServerMessage::Resumed { open, forgotten });
@@ -266,27 +322,10 @@ impl Broker {
         session.outcomes.acknowledge(resume.sequence);
         self.kept_bytes += session.outcomes.uncounted_bytes();
         session.caught_up = true;
-        let with_outcome: BTreeSet<_> = session.outcomes.kept.iter().map(|reply| reply.number).collect();
-        let incomplete = session.outcomes.dropped > resume.sequence;
-        let state = |number: u64| {
-            #[cfg(feature = "planted-bugs")]
-            if self.config.is_planted(crate::PlantedBug::WrongResume) {
-                return OpenState::NeverSeen;
-            }
-            if number >= session.next_number {
-                OpenState::NeverSeen
-            } else if session.open.contains_key(&number) {
-                OpenState::Running
-            } else if with_outcome.contains(&number) {
-                OpenState::Outcome
-            } else if incomplete {
-                OpenState::Lost
-            } else {
-                // A send that was accepted: nothing is left of it but that, and that follows.
-                OpenState::Running
-            }
-        };
-        let open = resume.open.iter().map(|number| (*number, state(*number))).collect();
+        let Some(session) = self.sessions.get(key) else { return };
+        let open = self.open_states(session, resume);
+        let lost = open.iter().filter(|(_, state)| *state == OpenState::Lost);
+        let lost: Vec<_> = lost.filter_map(|(number, _)| session.open.get(number).copied()).collect();
         let replayed: Vec<_> = session.outcomes.kept.iter().cloned().collect();
         let upto = session.next_number - 1;
         self.send(conn, ServerMessage::Resumed { open, forgotten });
@@ -297,9 +336,13 @@ impl Broker {
         if upto > 0 {
             self.send(conn, ServerMessage::Accepted { upto, tag: Default::default() });
         }
+        // Its requester has given them up by now.
+        for request in lost {
+            self.abandon(request);
+        }
     }
 
-    /// A request from a connection that did not resume what its session had: a new process, which knows nothing of the
+    /// A request from a connection that did not resume what its session had: another instance, which knows nothing of the
     /// older one's requests and could not tell their outcomes from those of its own.
     pub(crate) fn begin_anew(&mut self, key: Key<Session>) {
         let Some(session) = self.sessions.get_mut(key).filter(|session| !session.caught_up) else { return };

@@ -22,9 +22,9 @@ const ACKNOWLEDGE_AFTER: Duration = Duration::from_millis(50);
 pub(crate) enum Return {
     /// The broker may know all of it: ask.
     Known,
-    /// The broker knows the session, but as another process's; what it keeps for that one is wanted.
+    /// The broker knows the session, but as another client's; what it keeps for that one is wanted.
     Heir,
-    /// The broker never heard of the session, or has forgotten it.
+    /// The broker never heard of the session, has forgotten it, or has given it to another client meanwhile.
     Unknown,
 }
 
@@ -32,8 +32,9 @@ pub(crate) enum Return {
 pub(crate) struct Session {
     /// Whether it has a name to come back under.
     pub(crate) named: bool,
-    /// The boot that welcomed the last connection.
-    boot: Option<u64>,
+    /// The boot that welcomed the last connection, and the tenure that it told. Both the same again: nobody else has had
+    /// the session, and the broker has not forgotten it.
+    known_as: Option<(u64, u64)>,
     /// The sequence of the last outcome.
     received: u64,
     acknowledged: u64,
@@ -53,9 +54,9 @@ impl Session {
 
     /// A server welcomes the client.
     pub(crate) fn welcomed(&mut self, welcome: &Welcome) -> Return {
-        // The first connection of a session that the broker has just made up has nothing to resume.
-        let known = self.named && self.boot == Some(welcome.boot) && welcome.epoch > 1;
-        self.boot = Some(welcome.boot);
+        let known_as = Some((welcome.boot, welcome.tenure));
+        let known = self.named && self.known_as == known_as;
+        self.known_as = known_as;
         (self.bytes, self.acknowledge_at) = (0, None);
         if !known {
             (self.received, self.acknowledged) = (0, 0);
@@ -69,7 +70,7 @@ impl Session {
     }
 
     pub(crate) fn boot(&self) -> u64 {
-        self.boot.unwrap_or_default()
+        self.known_as.unwrap_or_default().0
     }
 
     /// Up to where outcomes are here and taken: the broker need not keep them.
