@@ -15,7 +15,7 @@ use ringpost_cli::load::Server;
 use ringpost_protocol::{
     Outgoing,
     frame::{FrameReader, Preface, decode_server, encode_client},
-    message::{ClientMessage, Hello, ServerMessage},
+    message::{ClientMessage, Hello, ServerMessage, Speaker},
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -131,7 +131,8 @@ fn greet(mut stream: &TcpStream, number: usize) -> anyhow::Result<()> {
     let session = format!("{number:032x}").into();
     let mut out = Outgoing::new();
     out.tail().extend_from_slice(&Preface::plain().encode());
-    encode_client(&ClientMessage::Hello(Hello { session, ..Hello::default() }), &mut out);
+    let speaker = Speaker { instance: 1, connection: 1 };
+    encode_client(&ClientMessage::Hello(Hello { session, speaker, ..Hello::default() }), &mut out);
     encode_client(&ClientMessage::Ping(1), &mut out);
     stream.write_all(&out.drain_to_vec())?;
     stream.read_exact(&mut [0; Preface::BYTES])?;

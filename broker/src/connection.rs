@@ -3,13 +3,14 @@
 use ringpost_protocol::{
     Code,
     limits::{MAX_SESSION_BYTES, NameError, check_own_name},
-    message::{ErrorReport, Hello, Register, Scope, ServerMessage, Target, Welcome},
+    message::{ErrorReport, Hello, Register, Scope, ServerMessage, Speaker, Target, Welcome},
 };
 
 use crate::{
     Broker, CloseReason, ConnId, Output, Speaks,
     broker::Drain,
     durable::Journal,
+    session::Entry,
     slab::Key,
     state::{Connection, Handler, Request, RequestState, Session, Timer},
 };
@@ -36,7 +37,7 @@ impl Broker {
             liveness: None,
         });
         if speaks == Speaks::Json {
-            self.enter_session(conn, &bytes::Bytes::new());
+            self.enter_session(conn, &bytes::Bytes::new(), Speaker::default());
         }
     }
 
@@ -47,11 +48,24 @@ impl Broker {
         if hello.session.len() > MAX_SESSION_BYTES || std::str::from_utf8(&hello.session).is_err() {
             return self.break_off(conn, "a session's name is UTF-8 and at most 255 bytes long");
         }
-        let (epoch, next_number) = self.enter_session(conn, &hello.session);
+        if !hello.session.is_empty() && (hello.speaker.instance == 0 || hello.speaker.connection == 0) {
+            return self.break_off(
+                conn,
+                "a hello with a session's name says which instance speaks, and on which of its connections: neither is 0",
+            );
+        }
+        if self.is_late(&hello.session, hello.speaker) {
+            let message =
+                "a later connection of this client has the session: this one came too late".to_owned();
+            self.refuse_connection(conn, Code::SessionTaken, message);
+            return self.end_connection(conn);
+        }
+        let Entry { epoch, tenure, next_number } = self.enter_session(conn, &hello.session, hello.speaker);
         let welcome = Welcome {
             server_id: self.config.server_id.clone().into(),
             boot: self.config.boot,
             epoch,
+            tenure,
             next_number,
             max_payload: self.config.max_payload,
             ping_interval_ms: u32::try_from(self.config.ping_interval.as_millis()).unwrap_or(u32::MAX),
@@ -193,7 +207,6 @@ impl Broker {
     }
 
     fn end_what_it_had(&mut self, conn: ConnId) {
-        self.lose_handlers(conn);
         self.receivers.watchers.remove(&conn);
         let Some(connection) = self.connection_mut(conn) else { return };
         connection.receivers_seen = None;
@@ -204,9 +217,11 @@ impl Broker {
         if let Some(timer) = liveness {
             self.timers.cancel(timer);
         }
+        // The session first: what ends with it must not go to another handler, of those that are lost next.
         if let Some(session) = session {
             self.leave_session(session, ends_here);
         }
+        self.lose_handlers(conn);
     }
 
     /// The client is slow to read: nothing more is given to its handlers.

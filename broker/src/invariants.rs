@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use crate::{
     Broker,
     dispatch::Ready,
+    session::MAX_FORMER,
     slab::Key,
     state::{Connection, LegState, Request, RequestState},
 };
@@ -92,6 +93,8 @@ impl Broker {
                 let decided = self.durable(*request).and_then(|durable| durable.decided);
                 assert!(decided.is_some_and(|it| it.stable && it.sequence == Some(*sequence)), "{request:?}");
             }
+            let again = session.former.iter().any(|former| former.instance == session.speaker.instance);
+            assert!(!again && session.former.len() <= MAX_FORMER, "{key:?} was others' before");
         }
         let away = self.sessions.iter().filter(|(_, session)| session.conn.is_none()).count();
         assert_eq!(away, self.detached, "sessions away");

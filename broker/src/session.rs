@@ -6,20 +6,26 @@
 //!                    ^   │ every outcome gets the        │ requests go on, outcomes are kept
 //!                    │   │ next sequence and is kept     │
 //!                    │   │ until acknowledged            │
-//!                    │   └──────── hello of another connection: sessionTaken for the older one
+//!                    │   └──────── hello of a later connection: sessionTaken for the older one
 //!                    └── hello; then `resume` ── states, kept outcomes, acceptance ──┘
 //! ```
+//!
+//! A name does not say who speaks under it, so the hello does ([`Speaker`]). What is open belongs to one instance: another
+//! one begins a new tenure, and cannot ask for it by number. A hello that an instance said on an earlier connection than the
+//! last one that was heard of it comes late, and is refused.
 //!
 //! A session outlives its connection if it has a name and its client speaks the binary dialect. Handlers do not: what
 //! they hold is lost with the connection.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+mod open_states;
+
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::{Bytes, BytesMut};
 use ringpost_protocol::{
     Code,
     limits::{MAX_SESSION_BYTES, MIN_COUNTED_BYTES},
-    message::{OpenState, Reply, Resume, ServerMessage},
+    message::{OpenState, Reply, Resume, ServerMessage, Speaker},
 };
 
 use crate::{
@@ -33,6 +39,9 @@ use crate::{
 const OUTCOME_BYTES: usize = std::mem::size_of::<Reply>();
 /// Kept outcomes share buffers of this size. A larger one is cheaper to fill, and pinned longer by what is left in it.
 const CHUNK_BYTES: usize = 8 << 10;
+
+/// How many instances are remembered that had a session before. More than two fight over one only by mistake.
+pub(crate) const MAX_FORMER: usize = 8;
 
 /// The outcomes that a session's client may not have got, oldest first.
 #[derive(Debug, Default)]
@@ -113,10 +122,38 @@ impl Outcomes {
     }
 }
 
+/// What a connection is told of the session that it has entered.
+pub(crate) struct Entry {
+    pub(crate) epoch: u64,
+    pub(crate) tenure: u64,
+    /// The lowest number that its next request may have.
+    pub(crate) next_number: u64,
+}
+
 impl Session {
     /// Whether nothing more is to be sent to its client.
     pub(crate) fn is_idle(&self) -> bool {
         self.open.len() == self.durable_outcomes.len()
+    }
+
+    /// Whether this instance was heard on that connection before, or on a later one.
+    fn has_heard(&self, speaker: Speaker) -> bool {
+        let known = [&self.speaker].into_iter().chain(&self.former);
+        known
+            .into_iter()
+            .any(|known| known.instance == speaker.instance && known.connection >= speaker.connection)
+    }
+
+    /// The session gets to another instance, with the next tenure.
+    fn hand_over(&mut self, speaker: Speaker, tenure: u64) {
+        if self.epoch > 0 {
+            self.former.push(self.speaker);
+        }
+        self.former.retain(|former| former.instance != speaker.instance);
+        if self.former.len() > MAX_FORMER {
+            self.former.remove(0);
+        }
+        self.tenure = tenure;
     }
 
     /// The connection that outcomes can be sent on now.
@@ -126,9 +163,14 @@ impl Session {
 }
 
 impl Broker {
-    /// Gives a connection the session of that name, a new one if there is none. Its epoch, and the lowest number that
-    /// its next request may have.
-    pub(crate) fn enter_session(&mut self, conn: ConnId, name: &Bytes) -> (u64, u64) {
+    /// Whether a hello was said before one that has been heard: its client has given up on the connection.
+    pub(crate) fn is_late(&self, name: &Bytes, speaker: Speaker) -> bool {
+        let session = self.session_by_name.get(name).and_then(|key| self.sessions.get(*key));
+        session.is_some_and(|session| session.has_heard(speaker))
+    }
+
+    /// Gives a connection the session of that name, a new one if there is none.
+    pub(crate) fn enter_session(&mut self, conn: ConnId, name: &Bytes, speaker: Speaker) -> Entry {
         self.take_from_other(name);
         let speaks = self.connection(conn).map(|connection| connection.speaks);
         let key = match self.session_by_name.get(name).copied() {
@@ -138,8 +180,16 @@ impl Broker {
         if let Some(connection) = self.connection_mut(conn) {
             connection.session = Some(key);
         }
-        let Some(session) = self.sessions.get_mut(key) else { return (1, 1) };
+        let Some(session) = self.sessions.get_mut(key) else {
+            return Entry { epoch: 1, tenure: 0, next_number: 1 };
+        };
         session.conn = Some(conn);
+        session.returns = session.epoch > 0 && session.speaker.instance == speaker.instance;
+        if !session.returns {
+            self.tenure_count += 1;
+            session.hand_over(speaker, self.tenure_count);
+        }
+        session.speaker = speaker;
         session.epoch += 1;
         session.caught_up = session.epoch == 1;
         if std::mem::take(&mut session.away) {
@@ -148,7 +198,7 @@ impl Broker {
         if let Some(linger) = session.linger.take() {
             self.timers.cancel(linger);
         }
-        (session.epoch, session.next_number)
+        Entry { epoch: session.epoch, tenure: session.tenure, next_number: session.next_number }
     }
 
     pub(crate) fn new_session(&mut self, name: &Bytes, outlives: bool) -> Key<Session> {
@@ -158,6 +208,10 @@ impl Broker {
             name: name.clone(),
             conn: None,
             outlives: outlives && !name.is_empty(),
+            speaker: Speaker::default(),
+            former: Vec::new(),
+            tenure: 0,
+            returns: false,
             caught_up: true,
             outcomes: Outcomes::default(),
             away: false,
@@ -309,10 +363,13 @@ impl Broker {
         let Some(key) = self.connection(conn).and_then(|connection| connection.session) else { return };
         resume.open.sort_unstable();
         let forgotten = std::mem::take(&mut resume.held);
-        let known = self.sessions.get(key).is_some_and(|session| !session.caught_up);
-        if known && resume.boot != self.config.boot {
-            return self.resume_durable(conn, key, resume);
+        let session = self.sessions.get(key).filter(|session| !session.caught_up);
+        if resume.boot != self.config.boot && session.is_some_and(|session| session.durable > 0) {
+            return self.resume_durable(conn, key, resume, forgotten);
         }
+        // Another instance's numbers say nothing here. One without any may have what is kept.
+        let may_ask = |session: &Session| session.returns || resume.open.is_empty();
+        let known = resume.boot == self.config.boot && session.is_some_and(may_ask);
         if !known {
             let open = resume.open.iter().map(|number| (*number, OpenState::Lost)).collect();
             return self.send(conn, ServerMessage::Resumed { open, forgotten });
@@ -328,30 +385,16 @@ impl Broker {
         self.kept_bytes += session.outcomes.uncounted_bytes();
         session.caught_up = true;
         session.own_from = 0;
-        let plain = session.outcomes.kept.iter().map(|reply| reply.number);
-        let with_outcome: BTreeSet<_> = plain.chain(decided).collect();
-        let incomplete = session.outcomes.dropped > resume.sequence;
-        let state = |number: u64| {
-            #[cfg(feature = "planted-bugs")]
-            if self.config.is_planted(crate::PlantedBug::WrongResume) {
-                return OpenState::NeverSeen;
-            }
-            if number >= session.next_number {
-                OpenState::NeverSeen
-            } else if with_outcome.contains(&number) {
-                OpenState::Outcome
-            } else if session.open.contains_key(&number) {
-                OpenState::Running
-            } else if incomplete {
-                OpenState::Lost
-            } else {
-                // A send that was accepted: nothing is left of it but that, and that follows.
-                OpenState::Running
-            }
-        };
-        let open = resume.open.iter().map(|number| (*number, state(*number))).collect();
+        let Some(session) = self.sessions.get(key) else { return };
+        let open = self.open_states(session, resume, &decided);
+        let lost = open.iter().filter(|(_, state)| *state == OpenState::Lost);
+        let lost: Vec<_> = lost.filter_map(|(number, _)| session.open.get(number).copied()).collect();
         self.send(conn, ServerMessage::Resumed { open, forgotten });
         self.replay(conn, key);
+        // Its requester has given them up by now.
+        for request in lost {
+            self.abandon(request);
+        }
     }
 
     /// Sends all outcomes that the client did not acknowledge, in the order of their sequences, then how far its requests
@@ -372,7 +415,7 @@ impl Broker {
         }
     }
 
-    /// A request from a connection that did not resume what its session had: a new process, which knows nothing of the
+    /// A request from a connection that did not resume what its session had: another instance, which knows nothing of the
     /// older one's requests and could not tell their outcomes from those of its own.
     pub(crate) fn begin_anew(&mut self, key: Key<Session>) {
         let Some(session) = self.sessions.get_mut(key).filter(|session| !session.caught_up) else { return };

@@ -14,7 +14,7 @@ use foldhash::fast::SeedableRandomState;
 use hashbrown::HashMap;
 use ringpost_protocol::{
     Code, Content,
-    message::{RequestFlags, Tag},
+    message::{RequestFlags, Speaker, Tag},
     time::{Now, Time, TimerId},
 };
 
@@ -54,6 +54,14 @@ pub(crate) struct Session {
     pub(crate) conn: Option<ConnId>,
     /// Whether it outlives its connections: it has a name, and its client speaks the dialect that can resume.
     pub(crate) outlives: bool,
+    /// Who has it, or had it last. Nobody in JSON.
+    pub(crate) speaker: Speaker,
+    /// The last few that had it before, each with its last connection: what they said on earlier ones may still come.
+    pub(crate) former: Vec<Speaker>,
+    /// Told to the client, which knows by it that no other instance has had the session, and that it was not forgotten.
+    pub(crate) tenure: u64,
+    /// Whether the connection before the present one was of the same instance.
+    pub(crate) returns: bool,
     /// Whether the client knows all that happened before its present connection, so that outcomes may be sent to it.
     pub(crate) caught_up: bool,
     pub(crate) outcomes: Outcomes,

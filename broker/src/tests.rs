@@ -14,7 +14,7 @@ use ringpost_protocol::{
     Code, Content,
     message::{
         Answer, ClientMessage, Deliver, Hello, Register, Reply, Request, RequestFlags, Scope, ServerMessage,
-        Target, Verdict,
+        Speaker, Target, Verdict,
     },
     time::{Now, Time},
 };
@@ -30,6 +30,12 @@ struct Stage {
     drained: bool,
     full: Vec<ConnId>,
     connections: u32,
+}
+
+/// The hello of an instance's so manieth connection.
+fn hello(session: &'static str, instance: u64, connection: u32) -> ClientMessage {
+    let speaker = Speaker { instance, connection };
+    ClientMessage::Hello(Hello { session: session.into(), speaker, ..Hello::default() })
 }
 
 impl Stage {
@@ -114,7 +120,11 @@ impl Stage {
     }
 
     fn answer(&mut self, conn: ConnId, delivery: u64, verdict: Verdict) {
-        let content = Content::from_payload("3");
+        self.answer_with(conn, delivery, verdict, "3");
+    }
+
+    fn answer_with(&mut self, conn: ConnId, delivery: u64, verdict: Verdict, payload: &str) {
+        let content = Content::from_payload(payload.to_owned());
         self.say(conn, ClientMessage::Answer(Answer { delivery, sequence: 0, verdict, content }));
     }
 
@@ -697,11 +707,9 @@ fn a_slow_message_is_no_silence() {
 #[test]
 fn session_taken() {
     let mut stage = Stage::new(Config::default());
-    let named =
-        |session: &'static str| ClientMessage::Hello(Hello { session: session.into(), ..Hello::default() });
-    for conn in [ConnId(10), ConnId(11)] {
+    for (conn, connection) in [(ConnId(10), 1), (ConnId(11), 2)] {
         stage.input(Input::Opened { conn, speaks: Speaks::Binary });
-        stage.say(conn, named("me"));
+        stage.say(conn, hello("me", 1, connection));
     }
     assert!(matches!(&stage.take(ConnId(11))[..], [ServerMessage::Welcome(welcome)] if welcome.epoch == 2));
     assert_eq!(stage.closed, [(ConnId(10), CloseReason::Refused(Code::SessionTaken))]);

@@ -8,7 +8,7 @@ use std::{borrow::Cow, collections::VecDeque};
 use ringpost_protocol::{
     Code, Content,
     limits::{MAX_ACTION_BYTES, MAX_HEADERS_BYTES, MAX_OPTIONS_BYTES, check_name, check_own_name},
-    message::{ClientMessage, Hello, Request, ServerMessage, Target, Verdict},
+    message::{ClientMessage, Hello, Request, ServerMessage, Speaker, Target, Verdict},
     time::Time,
 };
 
@@ -33,8 +33,8 @@ use crate::{
 /// * Requests made without a connection wait, in order, each until its own timeout.
 /// * What was sent and has no outcome when a connection is lost stays open, until its own timeout: after the next
 ///   welcome the broker is asked for it. What it never saw is sent again; what it has runs on, or its outcome comes. Only
-///   if the broker has restarted, or forgotten the session, such requests end with [`Code::ConnectionLost`], for they may
-///   have run; those with attempts left are sent again.
+///   if the broker has restarted, or forgotten the session, or another client has had it meanwhile, such requests end with
+///   [`Code::ConnectionLost`], for they may have run; those with attempts left are sent again.
 /// * Registrations are made again after each welcome.
 /// * Deliveries of a lost connection are cancelled, and answers to them dropped: the broker has moved on.
 #[derive(Debug)]
@@ -118,6 +118,7 @@ impl Client {
         self.link.greet(now);
         self.say(ClientMessage::Hello(Hello {
             session: self.config.session.clone(),
+            speaker: Speaker { instance: self.config.instance, connection: self.link.connection },
             watch_receivers: self.config.watch_receivers,
             headers: self.config.headers.clone(),
         }));

@@ -11,6 +11,9 @@ pub struct ClientConfig {
     /// The session's name, at most 255 bytes. A driver whose user gave none passes a random one; empty is a session
     /// that ends with its connection.
     pub session: Bytes,
+    /// Tells this client from all others that may come under the same session's name: a driver draws 64 random bits for
+    /// each client that it makes. 0 only where the session has no name; a broker refuses it elsewhere.
+    pub instance: u64,
     /// Facts about the client for the hello, encoded headers.
     pub headers: Bytes,
     /// Whether to be told the receivers from the start.
@@ -42,6 +45,7 @@ impl Default for ClientConfig {
     fn default() -> Self {
         Self {
             session: Bytes::new(),
+            instance: 0,
             headers: Bytes::new(),
             watch_receivers: false,
             reconnect: true,

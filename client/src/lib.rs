@@ -16,7 +16,9 @@
 //! use ringpost_protocol::{Content, message::{ClientMessage, ServerMessage, Welcome}, time::Time};
 //!
 //! let now = Time::from_micros(1);
-//! let mut client = Client::new(ClientConfig { session: "worker-7".into(), ..ClientConfig::default() });
+//! // The instance is drawn at random for each client.
+//! let config = ClientConfig { session: "worker-7".into(), instance: 0x5eed, ..ClientConfig::default() };
+//! let mut client = Client::new(config);
 //! client.start(now);
 //! assert!(matches!(client.poll_output(), Some(Output::Connect)));
 //!

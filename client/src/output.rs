@@ -109,6 +109,8 @@ pub enum Event {
         boot: u64,
         /// Which connection of its session this is, from 1.
         epoch: u64,
+        /// With the boot: whether the broker still knows what was open. If either is another than before, it does not.
+        tenure: u64,
     },
     /// The connection is gone.
     Disconnected(Error),

@@ -400,8 +400,7 @@ impl Requests {
 
     /// Numbers that were sent and have no outcome, rising; `all`, or only of those that end with their requester.
     pub(crate) fn sent_numbers(&self, all: bool) -> impl Iterator<Item = u64> + '_ {
-        let stays =
-            |open: &Open| open.flags.has(RequestFlags::SEND) || open.flags.has(RequestFlags::DURABLE);
+        let stays = |open: &Open| open.flags.has(RequestFlags::SEND) || open.flags.has(RequestFlags::DURABLE);
         let wanted = move |key: &DefaultKey| self.open.get(*key).is_some_and(|open| all || !stays(open));
         self.sent_in_order().into_iter().filter(move |(_, key)| wanted(key)).map(|(number, _)| number)
     }

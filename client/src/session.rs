@@ -22,11 +22,11 @@ const ACKNOWLEDGE_AFTER: Duration = Duration::from_millis(50);
 pub(crate) enum Return {
     /// The broker may know all of it: ask.
     Known,
-    /// The broker knows the session, but as another process's; what it keeps for that one is wanted.
+    /// The broker knows the session, but as another client's; what it keeps for that one is wanted.
     Heir,
     /// The broker was restarted and knows the session from its log.
     Restarted,
-    /// The broker never heard of the session, or has forgotten it.
+    /// The broker never heard of the session, has forgotten it, or has given it to another client meanwhile.
     Unknown,
 }
 
@@ -34,9 +34,10 @@ pub(crate) enum Return {
 pub(crate) struct Session {
     /// Whether it has a name to come back under.
     pub(crate) named: bool,
-    /// The boot that welcomed the last connection.
-    boot: Option<u64>,
-    /// The one before it: what a `resume` speaks of.
+    /// The boot that welcomed the last connection, and the tenure that it told. Both the same again: nobody else has had
+    /// the session, and the broker has not forgotten it.
+    known_as: Option<(u64, u64)>,
+    /// The boot of the connection before: what a `resume` speaks of.
     last_boot: Option<u64>,
     /// The sequence of the last outcome.
     received: u64,
@@ -61,17 +62,18 @@ impl Session {
 
     /// A server welcomes the client.
     pub(crate) fn welcomed(&mut self, welcome: &Welcome, durable: bool) -> Return {
-        // The first connection of a session that the broker has just made up has nothing to resume.
-        let known = self.named && self.boot == Some(welcome.boot) && welcome.epoch > 1;
-        self.last_boot = self.boot.replace(welcome.boot);
+        let known_as = Some((welcome.boot, welcome.tenure));
+        let known = self.named && self.known_as == known_as;
+        self.last_boot = std::mem::replace(&mut self.known_as, known_as).map(|(boot, _)| boot);
         (self.bytes, self.acknowledge_at) = (0, None);
         if !known {
             (self.received, self.acknowledged) = (0, 0);
             self.claims.begin(welcome.next_number);
-            if welcome.epoch > 1 && durable && self.last_boot.is_some() {
+            let restarted = self.last_boot.is_some_and(|boot| boot != welcome.boot);
+            if welcome.epoch > 1 && durable && restarted {
                 return Return::Restarted;
             }
-            self.last_boot = self.boot;
+            self.last_boot = Some(welcome.boot);
             if welcome.epoch == 1 || !self.claims.wanted() {
                 return Return::Unknown;
             }

@@ -34,7 +34,7 @@ def main(host, port):
             sock.sendall(HEADER.pack(len(body), kind, 0, 0, number) + body)
 
         sock.sendall(PREFACE.pack(b"\xb5RP1", 1, 0, 0, 0))
-        send(HELLO, 0, bytes(4))
+        send(HELLO, 0, bytes(16))  # no session to come back to
         magic, version, *_ = PREFACE.unpack(stream.read(PREFACE.size))
         assert (magic, version) == (b"\xb5RP1", 1), "the server speaks no version that is spoken here"
         while header := stream.read(HEADER.size):

@@ -57,11 +57,23 @@ impl RequestFlags {
     }
 }
 
+/// Who speaks under a session's name. A name alone does not say it: two processes may have the same, and what one client
+/// said on an earlier connection may arrive after what it says on a later one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Speaker {
+    /// Random for each client, for as long as it lives; 0 only where the session has no name.
+    pub instance: u64,
+    /// Which of the instance's connections this is, from 1: a higher one is later.
+    pub connection: u32,
+}
+
 /// The first message of a client.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Hello {
     /// The session's name: the user's own, or random; empty for a session that ends with its connection.
     pub session: Bytes,
+    /// Who comes, and for the how manieth time.
+    pub speaker: Speaker,
     /// Whether it wants to be told the receivers, now and on change.
     pub watch_receivers: bool,
     /// Free-form facts about the client (`client`, `version`), encoded headers.
@@ -77,6 +89,9 @@ pub struct Welcome {
     pub boot: u64,
     /// Which connection of its session this is, from 1.
     pub epoch: u64,
+    /// Another one than before: the session was made anew, or was another instance's meanwhile, and nothing is known of
+    /// what was open. Unique within the boot.
+    pub tenure: u64,
     /// The lowest number that the session's next request may have.
     pub next_number: u64,
     /// The longest payload in bytes.

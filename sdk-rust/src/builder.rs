@@ -12,7 +12,7 @@ use crate::{
     client::Inner,
     handler::{Function, Handler},
     hub::{Hub, HubSink, OnEvent},
-    raw,
+    raw::{self, no_random_bytes},
 };
 
 /// Options of a [`Client`]. Those of the reference's client:
@@ -295,10 +295,9 @@ impl ClientBuilder {
 
 /// A session's name of 128 random bits in hexadecimal, and a seed for the jitter.
 fn random_name_and_seed() -> Result<(Bytes, u64), Error> {
-    let unavailable = |error| Error::new(Code::Connect, format!("the system gives no random bytes: {error}"));
     let mut random = [0; 16];
-    getrandom::fill(&mut random).map_err(unavailable)?;
+    getrandom::fill(&mut random).map_err(no_random_bytes)?;
     let name = format!("{:032x}", u128::from_be_bytes(random));
-    let seed = getrandom::u64().map_err(unavailable)?;
+    let seed = getrandom::u64().map_err(no_random_bytes)?;
     Ok((name.into(), seed))
 }

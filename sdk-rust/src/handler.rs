@@ -5,6 +5,7 @@ use std::{
     fmt,
     future::Future,
     panic::AssertUnwindSafe,
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -270,13 +271,12 @@ where
     fn spawn(self: Arc<Self>, request: Request, hub: Arc<Hub>, runtime: &Handle) {
         let answering = Answering::new(&request, hub);
         runtime.spawn(async move {
-            let cancellation = answering.cancellation.clone();
             // The call itself may panic too, so it happens within.
-            let work = AssertUnwindSafe(async { (self.function)(request).await }).catch_unwind();
+            let mut work = pin!(AssertUnwindSafe(async { (self.function)(request).await }).catch_unwind());
             let outcome = if self.stop_on_cancel {
                 tokio::select! {
-                    outcome = work => outcome,
-                    () = cancellation.cancelled() => Ok(Err(HandlerError::new("cancelled"))),
+                    outcome = &mut work => outcome,
+                    () = answering.cancellation.cancelled() => Ok(Err(HandlerError::new("cancelled"))),
                 }
             } else {
                 work.await

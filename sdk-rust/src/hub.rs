@@ -10,6 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use foldhash::fast::FixedState;
 use ringpost_client::{Completion, Delivery, DeliveryKey, Error, Event, RegistrationId};
 use tokio::{
     runtime::Handle,
@@ -66,7 +67,8 @@ pub(crate) struct Hub {
     pub(crate) unclaimed: UnclaimedQueue,
     pub(crate) runtime: Handle,
     handlers: RwLock<BTreeMap<RegistrationId, Registered>>,
-    held: Mutex<HashMap<DeliveryKey, Cancellation>>,
+    /// Keys are the server's own numbers: no stranger chooses them to spoil the hashing.
+    held: Mutex<HashMap<DeliveryKey, Cancellation, FixedState>>,
     wakers: Mutex<Vec<Waker>>,
 }
 
@@ -106,7 +108,7 @@ impl Hub {
         self.held().remove(&key);
     }
 
-    fn held(&self) -> MutexGuard<'_, HashMap<DeliveryKey, Cancellation>> {
+    fn held(&self) -> MutexGuard<'_, HashMap<DeliveryKey, Cancellation, FixedState>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

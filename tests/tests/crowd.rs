@@ -32,7 +32,7 @@ use common::{
 use ringpost_protocol::{
     Outgoing,
     frame::{Preface, encode_client},
-    message::{ClientMessage, Hello, Register},
+    message::{ClientMessage, Hello, Register, Speaker},
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
@@ -82,7 +82,8 @@ fn json_client(server: SocketAddr) -> TcpStream {
 /// What a binary client with a session says first.
 fn binary_greeting(session: &str) -> Vec<u8> {
     let mut out = Outgoing::new();
-    let hello = Hello { session: session.to_owned().into(), ..Hello::default() };
+    let speaker = Speaker { instance: 1, connection: 1 };
+    let hello = Hello { session: session.to_owned().into(), speaker, ..Hello::default() };
     encode_client(&ClientMessage::Hello(hello), &mut out);
     [&Preface::plain().encode()[..], &out.drain_to_vec()].concat()
 }

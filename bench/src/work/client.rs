@@ -22,7 +22,8 @@ pub struct Stage {
 
 impl Default for Stage {
     fn default() -> Self {
-        let mut client = Client::new(ClientConfig { session: "bench".into(), ..ClientConfig::default() });
+        let mut client =
+            Client::new(ClientConfig { session: "bench".into(), instance: 1, ..ClientConfig::default() });
         let now = Time::from_micros(1);
         let registered = client.register("bench", 1024);
         assert!(registered.is_ok());

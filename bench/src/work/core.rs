@@ -4,7 +4,9 @@ use bytes::Bytes;
 use ringpost_broker::{Broker, Config, ConnId, Input, Output, Speaks};
 use ringpost_protocol::{
     Content,
-    message::{Answer, ClientMessage, Hello, Register, Request, RequestFlags, ServerMessage, Target},
+    message::{
+        Answer, ClientMessage, Hello, Register, Request, RequestFlags, ServerMessage, Speaker, Target,
+    },
     time::{Now, Time},
 };
 
@@ -44,7 +46,8 @@ impl Stage {
         for conn in (0..=HANDLERS).map(ConnId) {
             let session = if conn == REQUESTER { Bytes::from(session) } else { Bytes::new() };
             stage.handle(Input::Opened { conn, speaks: Speaks::Binary });
-            stage.say(conn, ClientMessage::Hello(Hello { session, ..Hello::default() }));
+            let speaker = Speaker { instance: 1, connection: 1 };
+            stage.say(conn, ClientMessage::Hello(Hello { session, speaker, ..Hello::default() }));
         }
         for conn in (1..=HANDLERS).map(ConnId) {
             let action = Bytes::from_static(b"bench");

@@ -11,7 +11,13 @@ use crate::{
 impl Broker {
     /// A client comes back to a broker that was restarted meanwhile: of what it has open, only what is in the log is known.
     /// What is not known there was never accepted, or has run long ago; the client tells these apart.
-    pub(crate) fn resume_durable(&mut self, conn: ConnId, key: Key<Session>, resume: &mut Resume) {
+    pub(crate) fn resume_durable(
+        &mut self,
+        conn: ConnId,
+        key: Key<Session>,
+        resume: &Resume,
+        forgotten: Vec<u64>,
+    ) {
         self.counters.sessions_resumed += 1;
         // Whatever was plain in this boot is not what the client speaks of.
         self.drop_outcomes(key);
@@ -26,7 +32,6 @@ impl Broker {
             false => OpenState::Lost,
         };
         let open = resume.open.iter().map(|number| (*number, state(*number))).collect();
-        let forgotten = std::mem::take(&mut resume.held);
         self.send(conn, ServerMessage::Resumed { open, forgotten });
         self.replay(conn, key);
     }

@@ -121,7 +121,10 @@ impl World {
         self.input(Input::Opened { conn, speaks });
         if speaks == Speaks::Binary && !self.random.one_in(20) {
             let (session, watch_receivers) = (self.random.of(&SESSIONS).into(), self.random.one_in(2));
-            let message = ClientMessage::Hello(Hello { session, watch_receivers, ..Hello::default() });
+            let speaker =
+                Speaker { instance: self.random.below(20).min(2), connection: self.random.below(40) as u32 };
+            let message =
+                ClientMessage::Hello(Hello { session, speaker, watch_receivers, ..Hello::default() });
             self.input(Input::Message { conn, message });
         }
     }

@@ -1,6 +1,6 @@
 //! Durable requests: nothing is promised before it is stable, and everything that was promised is there after a restart.
 
-use ringpost_protocol::message::{OpenState, Resume};
+use ringpost_protocol::message::{OpenState, Resume, Speaker};
 
 use super::*;
 use crate::{
@@ -79,10 +79,15 @@ impl Logged {
     }
 
     fn named(&mut self, session: &'static str) -> ConnId {
+        self.named_as(session, 1)
+    }
+
+    fn named_as(&mut self, session: &'static str, instance: u64) -> ConnId {
         let conn = ConnId(self.stage.connections);
         self.stage.connections += 1;
         self.input(Input::Opened { conn, speaks: Speaks::Binary });
-        self.say(conn, ClientMessage::Hello(Hello { session: session.into(), ..Hello::default() }));
+        let speaker = Speaker { instance, connection: self.stage.connections };
+        self.say(conn, ClientMessage::Hello(Hello { session: session.into(), speaker, ..Hello::default() }));
         conn
     }
 
@@ -326,7 +331,7 @@ fn outcomes_wait_for_an_heir() {
     logged.answered(handler, held[0].delivery, 1);
     logged.sync();
     logged.input(Input::Closed { conn: first });
-    let second = logged.named("r");
+    let second = logged.named_as("r", 2);
     logged.request(second, 3, durable);
     logged.sync();
     let third = logged.deliveries(handler).remove(0).delivery;
@@ -337,7 +342,7 @@ fn outcomes_wait_for_an_heir() {
     assert_eq!(replies.iter().map(|reply| reply.number).collect::<Vec<_>>(), [3]);
     logged.say(second, ClientMessage::Acknowledge(Target::Number(replies[0].sequence)));
     logged.input(Input::Closed { conn: second });
-    let heir = logged.named("r");
+    let heir = logged.named_as("r", 3);
     logged.resume(heir, 1, &[]);
     assert_eq!(logged.codes(heir), [(1, None), (2, None)]);
 }
@@ -429,7 +434,8 @@ fn what_stays_does_not_keep_the_rest() {
     for (number, action) in [(1, "later"), (2, "tried"), (3, "sum")] {
         logged.request(stays, number, |request| {
             durable(request);
-            request.content = Content::from_parts(action.as_bytes(), b"", b"", format!("{number}").as_bytes());
+            request.content =
+                Content::from_parts(action.as_bytes(), b"", b"", format!("{number}").as_bytes());
         });
     }
     logged.sync();

@@ -344,9 +344,9 @@ fn a_broadcast_that_is_a_send() {
 #[test]
 fn the_welcome() {
     let mut stage = Stage::new(Config { server_id: "here".into(), ..Config::default() });
-    let mut welcome = |conn| {
+    let mut welcome = |conn, connection| {
         stage.input(Input::Opened { conn, speaks: Speaks::Binary });
-        stage.say(conn, ClientMessage::Hello(Hello { session: "me".into(), ..Hello::default() }));
+        stage.say(conn, hello("me", 1, connection));
         let said = stage.take(conn);
         let [ServerMessage::Welcome(welcome)] = &said[..] else { panic!("{said:?}") };
         stage.request(conn, welcome.next_number, |_| {});
@@ -360,8 +360,8 @@ fn the_welcome() {
             welcome.ping_interval_ms,
         )
     };
-    assert_eq!(welcome(ConnId(0)), ("here".into(), 7, 1, 1, 5000));
-    assert_eq!(welcome(ConnId(0)), ("here".into(), 7, 2, 2, 5000));
+    assert_eq!(welcome(ConnId(0), 1), ("here".into(), 7, 1, 1, 5000));
+    assert_eq!(welcome(ConnId(0), 2), ("here".into(), 7, 2, 2, 5000));
 }
 
 /// A silent handler is lost after three intervals, not before; in that moment its requests go on or end, and its action is
@@ -392,7 +392,6 @@ fn silence_loses_a_handler_in_that_moment() {
 /// session it ends.
 #[test]
 fn an_accepted_send_outlives_its_senders_connection() {
-    let named = |session: &'static str| Hello { session: session.into(), ..Hello::default() };
     for (session, goodbye, goes_on) in
         [("", true, true), ("", false, false), ("me", true, true), ("me", false, true)]
     {
@@ -400,7 +399,7 @@ fn an_accepted_send_outlives_its_senders_connection() {
         let handler = stage.handler("sum", 1);
         let sender = ConnId(9);
         stage.input(Input::Opened { conn: sender, speaks: Speaks::Binary });
-        stage.say(sender, ClientMessage::Hello(named(session)));
+        stage.say(sender, hello(session, 1, 1));
         for number in 1..=2 {
             stage.request(sender, number, send);
         }
@@ -436,7 +435,7 @@ fn a_leaving_server_waits_for_nobody_who_is_away() {
     let handler = stage.handler("sum", 1);
     let away = ConnId(9);
     stage.input(Input::Opened { conn: away, speaks: Speaks::Binary });
-    stage.say(away, ClientMessage::Hello(Hello { session: "me".into(), ..Hello::default() }));
+    stage.say(away, hello("me", 1, 1));
     stage.request(away, 1, |_| {});
     stage.input(Input::Closed { conn: away });
     assert_eq!(stage.broker.open_requests(), 1);
@@ -454,7 +453,7 @@ fn a_crowd_that_is_away() {
     let handler = stage.handler("sum", 9);
     let mut come = |conn, session: &'static str, asks: bool| {
         stage.input(Input::Opened { conn, speaks: Speaks::Binary });
-        stage.say(conn, ClientMessage::Hello(Hello { session: session.into(), ..Hello::default() }));
+        stage.say(conn, hello(session, 1, 1));
         if asks {
             stage.request(conn, 1, |_| {});
         }

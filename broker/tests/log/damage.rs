@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use ringpost_broker::log::{
-    Config, Damage, Kind, LogError, LogErrorKind, LogId, SegmentNumber, Sequence, SyncPolicy,
+    Config, Damage, Kind, Location, LogError, LogErrorKind, LogId, SegmentNumber, Sequence, SyncPolicy,
     files::Files,
     inspect::{Finding, inspect, verify},
     memory::Memory,
@@ -46,15 +46,19 @@ fn small_log() -> (History, Found) {
 
 /// The last sequence that a mark, or a segment's end, says was synced.
 fn last_mark(found: &Found) -> Sequence {
+    last_mark_but(found, |_| false)
+}
+
+/// The same, without the marks that are destroyed.
+fn last_mark_but(found: &Found, destroyed: impl Fn(&Location) -> bool) -> Sequence {
     let body = |bytes: &[u8]| {
         let mut number = [0; 8];
         number.copy_from_slice(&bytes[RECORD_HEADER_BYTES..RECORD_HEADER_BYTES + 8]);
         Sequence(u64::from_le_bytes(number))
     };
-    let marks =
-        found.records.iter().filter(|(_, _, kind)| *kind == Kind::Mark).map(|(_, bytes, _)| body(bytes));
+    let marks = found.records.iter().filter(|(at, _, kind)| *kind == Kind::Mark && !destroyed(at));
     let sealed = found.recovered.segments.last().map(|newest| Sequence(newest.header.first.0 - 1));
-    marks.chain(sealed).max().expect("there is a mark")
+    marks.map(|(_, bytes, _)| body(bytes)).chain(sealed).max().expect("there is a mark")
 }
 
 /// What may become of a damaged log. Gives the error, if it was refused.
@@ -195,28 +199,39 @@ fn cut_at_every_byte() {
     }
 }
 
-/// Zeros instead of any 512 bytes, and of any 64, in any segment: a sector that the disk has lost.
+/// Zeros instead of any 512 bytes, and of any 64, in any segment: a sector that the disk has lost. Only if all marks that cover what
+/// is lost are lost with it, this looks like an end.
 #[test]
 fn zeroed_anywhere() {
     let (history, whole) = small_log();
+    let (mut refused, mut ends) = (0, 0);
     for number in segment_files(&history.disk) {
         for (length, step) in [(512, 512), (64, 8)] {
             for at in (0..1024).step_by(step) {
+                let what = format!("{length} zeros at {at} of segment {number}");
                 let mut disk = history.disk.clone();
                 let zero =
                     |bytes: &mut Vec<u8>| bytes.iter_mut().skip(at).take(length).for_each(|byte| *byte = 0);
                 disk.damage(&names::segment(number), zero).expect("the segment");
-                // Whole records at the very end that are zeros look as if they had never been written.
-                let found = find(&mut disk.clone());
-                let at_the_end = found.as_ref().is_ok_and(|found| {
-                    found.recovered.cut.is_none() && found.recovered.last >= last_mark(&whole)
-                });
-                if !at_the_end {
-                    allowed(&disk, &whole, &format!("{length} zeros at {at} of segment {number}"));
+                let destroyed = |mark: &Location| {
+                    let (start, end) = (mark.offset as usize, (mark.offset + mark.length) as usize);
+                    mark.segment == number && start < at + length && at < end
+                };
+                match find(&mut disk.clone()) {
+                    Ok(found) => {
+                        assert!(found.recovered.last >= last_mark_but(&whole, destroyed), "{what}");
+                        assert_eq!(found.records, whole.records[..found.records.len()], "{what}");
+                        ends += usize::from(found.recovered.last < whole.recovered.last);
+                    }
+                    Err(_) => {
+                        allowed(&disk, &whole, &what);
+                        refused += 1;
+                    }
                 }
             }
         }
     }
+    assert!(refused > 200 && ends > 10, "{refused} refused, {ends} taken for an end");
 }
 
 /// Bytes of an earlier segment behind the end of the newest, as from blocks that were used before, are no records of it.

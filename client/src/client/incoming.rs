@@ -49,6 +49,7 @@ impl Client {
             server_id: welcome.server_id,
             boot: welcome.boot,
             epoch: welcome.epoch,
+            tenure: welcome.tenure,
         });
         self.requests.expire(now, &mut self.outputs);
         self.outputs.extend(self.registrations.messages().map(Output::Send));

@@ -166,7 +166,8 @@ fn step(rig: &mut Rig, ledger: &mut Ledger, random: &mut Random, token: u64) {
                     if random.below(4) != 0 {
                         let ServerMessage::Welcome(welcome) = welcome() else { unreachable!() };
                         let (boot, epoch) = (5 + random.below(2), 1 + random.below(3));
-                        let welcome = Welcome { boot, epoch, next_number: random.below(20), ..welcome };
+                        let (tenure, next_number) = (random.below(2), random.below(20));
+                        let welcome = Welcome { boot, epoch, tenure, next_number, ..welcome };
                         rig.client.received(ServerMessage::Welcome(welcome), rig.now);
                     }
                 }

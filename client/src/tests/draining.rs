@@ -105,7 +105,7 @@ fn a_broken_connection_is_made_again() {
     rig.receive(deliver(5, 1));
     rig.client.drain(Time::NEVER, rig.now);
     rig.lose("cut");
-    let outputs = come_back_from_pause(&mut rig, 5, 2);
+    let outputs = come_back_from_pause(&mut rig, 5, 1);
     assert!(matches!(outputs[..], [Output::Send(ClientMessage::Resume(_))]), "{outputs:?}");
     rig.receive(resumed(&[(number, OpenState::Running)]));
     let outputs = rig.receive(outcome(number, 1));

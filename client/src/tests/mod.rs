@@ -117,6 +117,7 @@ fn welcome() -> ServerMessage {
         server_id: "s1".into(),
         boot: 5,
         epoch: 1,
+        tenure: 1,
         next_number: 1,
         max_payload: 1000,
         ping_interval_ms: 5000,

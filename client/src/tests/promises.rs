@@ -1,31 +1,48 @@
 //! What users may rely on, where no other test shows it. `docs/SEMANTICS.md` has the whole list.
 
-use ringpost_protocol::message::{Hello, OpenState};
+use ringpost_protocol::message::{Hello, OpenState, Speaker};
 
 use super::{
     sessions::{come_back, come_back_from_pause, named, resumed},
     *,
 };
 
-/// The session's name that a client says in the hello of the connection that it has just been given.
-fn said_name(rig: &mut Rig) -> String {
+/// What a client says in the hello of the connection that it has just been given: its session's name, and who it is.
+fn said(rig: &mut Rig) -> (String, Speaker) {
     rig.client.connected(rig.now);
     let outputs = rig.outputs();
-    let [Output::Send(ClientMessage::Hello(Hello { session, .. }))] = &outputs[..] else {
+    let [Output::Send(ClientMessage::Hello(Hello { session, speaker, .. }))] = &outputs[..] else {
         panic!("{outputs:?}")
     };
-    String::from_utf8_lossy(session).into_owned()
+    (String::from_utf8_lossy(session).into_owned(), *speaker)
 }
 
 /// The hello names the session, on the first connection and on each one after it.
 #[test]
 fn the_hello_names_the_session() {
     let mut rig = Rig::new(named());
-    assert_eq!(said_name(&mut rig), "tester");
+    assert_eq!(said(&mut rig).0, "tester");
     rig.receive(welcome());
     rig.lose("cut");
     rig.pass(secs(2));
-    assert_eq!(said_name(&mut rig), "tester");
+    assert_eq!(said(&mut rig).0, "tester");
+}
+
+/// The hello says who speaks, and on which of its connections, those included that never got their welcome: a hello of a
+/// connection that the client has given up can be told from a later one.
+#[test]
+fn a_client_does_not_take_its_own_session_away() {
+    let mut rig = Rig::new(named());
+    for connection in 1..=3 {
+        assert_eq!(said(&mut rig).1, Speaker { instance: 7, connection });
+        let outputs = rig.pass(secs(6));
+        assert_eq!(count(&outputs, &Output::Abort), 1, "there is no welcome: {outputs:?}");
+        rig.pass(secs(20));
+    }
+    let connection = 4;
+    assert_eq!(said(&mut rig).1, Speaker { instance: 7, connection });
+    rig.receive(welcome());
+    assert!(rig.client.is_ready());
 }
 
 /// A client that leaves a leaving server registers its handlers with the next one, before it sends what waited.
@@ -55,7 +72,7 @@ fn order_outlives_the_connection() {
     for token in 1..=4 {
         rig.sent(RequestFlags::default(), token);
     }
-    come_back(&mut rig, 5, 2);
+    come_back(&mut rig, 5, 1);
     rig.request(plain(), 5);
     let never_seen: Vec<_> = (2..=4).map(|number| (number, OpenState::NeverSeen)).collect();
     let outputs = rig.receive(resumed(&[&[(1, OpenState::Running)], &never_seen[..]].concat()));

@@ -5,21 +5,21 @@ use ringpost_protocol::message::{OpenState, Resume, Target};
 use super::*;
 
 pub(super) fn named() -> ClientConfig {
-    ClientConfig { session: "tester".into(), ..ClientConfig::default() }
+    ClientConfig { session: "tester".into(), instance: 7, ..ClientConfig::default() }
 }
 
-/// Loses the connection and comes back to a server of this boot, which has seen the session so often.
-pub(super) fn come_back(rig: &mut Rig, boot: u64, epoch: u64) -> Vec<Output> {
+/// Loses the connection and comes back to a server of this boot, under this tenure; the first one has 5 and 1.
+pub(super) fn come_back(rig: &mut Rig, boot: u64, tenure: u64) -> Vec<Output> {
     rig.lose("cut");
-    come_back_from_pause(rig, boot, epoch)
+    come_back_from_pause(rig, boot, tenure)
 }
 
-pub(super) fn come_back_from_pause(rig: &mut Rig, boot: u64, epoch: u64) -> Vec<Output> {
+pub(super) fn come_back_from_pause(rig: &mut Rig, boot: u64, tenure: u64) -> Vec<Output> {
     while !matches!(rig.pass(ms(100)).last(), Some(Output::Connect)) {}
     rig.client.connected(rig.now);
     rig.outputs();
     let ServerMessage::Welcome(welcome) = welcome() else { unreachable!() };
-    let mut outputs = rig.receive(ServerMessage::Welcome(Welcome { boot, epoch, ..welcome }));
+    let mut outputs = rig.receive(ServerMessage::Welcome(Welcome { boot, tenure, epoch: 2, ..welcome }));
     assert!(matches!(outputs.remove(0), Output::Event(Event::Connected { .. })));
     outputs
 }
@@ -49,7 +49,7 @@ fn open_requests_are_asked_for() {
         rig.sent(RequestFlags::default(), token);
     }
     rig.receive(outcome(1, 1));
-    let outputs = come_back(&mut rig, 5, 2);
+    let outputs = come_back(&mut rig, 5, 1);
     let expected = Resume { boot: 5, sequence: 1, open: vec![2, 3, 4, 5], held: vec![] };
     assert_eq!(outputs, [Output::Send(ClientMessage::Resume(expected))]);
     rig.request(plain(), 6);
@@ -75,16 +75,17 @@ fn replayed_outcomes_count_once() {
         ServerMessage::Reply(Reply { number, sequence, leg, ..Reply::default() })
     };
     assert_eq!(ends(&rig.receive(leg(0, 1))), [(1, None, false)]);
-    come_back(&mut rig, 5, 2);
+    come_back(&mut rig, 5, 1);
     rig.receive(resumed(&[(number, OpenState::Running)]));
     assert_eq!(rig.receive(leg(0, 1)), []);
     assert_eq!(ends(&rig.receive(leg(1, 2))), [(1, None, true)]);
 }
 
-/// A server that restarted, or forgot the session: what may have run ends, what has attempts left goes again, first.
+/// A server that restarted, or forgot the session, or gave it to another client: what may have run ends, what has attempts
+/// left goes again, first.
 #[test]
 fn a_session_that_is_not_known() {
-    for (boot, epoch) in [(6, 1), (5, 1)] {
+    for (boot, tenure) in [(6, 1), (5, 2), (6, 2)] {
         let mut rig = Rig::ready(named());
         rig.sent(RequestFlags::default(), 1);
         rig.request(RequestSpec { max_attempts: 3, ..plain() }, 2);
@@ -92,7 +93,7 @@ fn a_session_that_is_not_known() {
         rig.sent(RequestFlags::SEND, 3);
         rig.lose("cut");
         rig.request(plain(), 4);
-        let outputs = come_back_from_pause(&mut rig, boot, epoch);
+        let outputs = come_back_from_pause(&mut rig, boot, tenure);
         let lost = Some(Code::ConnectionLost);
         assert_eq!(ends(&outputs), [(1, lost, true), (3, lost, true)]);
         let again: Vec<_> =
@@ -102,13 +103,34 @@ fn a_session_that_is_not_known() {
     }
 }
 
+/// Two clients under one name do not mix up their numbers: who gets the session back from another one asks for nothing, and
+/// its own new numbers are beyond the other's.
+#[test]
+fn two_clients_under_one_name_do_not_mix_their_numbers() {
+    let mut rig = Rig::ready(named());
+    let number = rig.sent(RequestFlags::default(), 1);
+    rig.lose("cut");
+    while !matches!(rig.pass(ms(100)).last(), Some(Output::Connect)) {}
+    rig.client.connected(rig.now);
+    rig.outputs();
+    let ServerMessage::Welcome(welcome) = welcome() else { unreachable!() };
+    let welcome = Welcome { epoch: 3, tenure: 9, next_number: 8, ..welcome };
+    let outputs = rig.receive(ServerMessage::Welcome(welcome));
+    assert_eq!(ends(&outputs), [(1, Some(Code::ConnectionLost), true)]);
+    let resumes = |output: &Output| matches!(output, Output::Send(ClientMessage::Resume(_)));
+    assert!(!outputs.iter().any(resumes), "{outputs:?}");
+    assert_eq!(rig.sent(RequestFlags::default(), 2), 8);
+    assert_eq!(rig.receive(outcome(number, 1)), [], "the other one's");
+    assert_eq!(ends(&rig.receive(outcome(8, 2))), [(2, None, true)]);
+}
+
 /// A send counts as accepted when the broker says so after the return, and is sent again if it never came.
 #[test]
 fn sends_across_connections() {
     let mut rig = Rig::ready(named());
     rig.sent(RequestFlags::SEND, 1);
     rig.sent(RequestFlags::SEND, 2);
-    come_back(&mut rig, 5, 2);
+    come_back(&mut rig, 5, 1);
     let outputs = rig.receive(resumed(&[(1, OpenState::Running), (2, OpenState::NeverSeen)]));
     assert_eq!(requests(&outputs).len(), 1);
     let accepted = |upto| ServerMessage::Accepted { upto, tag: Default::default() };
@@ -129,7 +151,7 @@ fn the_time_away_counts() {
     assert_eq!(ends(&rig.outputs()), [(1, Some(Code::Cancelled), true)]);
     let outputs = rig.pass(ms(600));
     assert_eq!(ends(&outputs), [(2, Some(Code::Timeout), true)]);
-    let outputs = come_back_from_pause(&mut rig, 5, 2);
+    let outputs = come_back_from_pause(&mut rig, 5, 1);
     let expected = Resume { boot: 5, sequence: 0, open: vec![3], held: vec![] };
     assert_eq!(outputs, [Output::Send(ClientMessage::Resume(expected))]);
 }

@@ -10,7 +10,7 @@ use ringpost_protocol::{
     Content, Span,
     message::{
         Answer, ClientMessage, Hello, Progress, Register, Request, RequestFlags, Resume, ServerMessage,
-        Target, Verdict,
+        Speaker, Target, Verdict,
     },
     time::{Now, Time},
 };
@@ -168,7 +168,12 @@ impl<'a> World<'a> {
         self.input(Input::Opened { conn, speaks });
         if speaks == Speaks::Binary && !self.choices.one_in(20) {
             let (session, watch_receivers) = (session.into(), self.choices.one_in(2));
-            self.say(conn, ClientMessage::Hello(Hello { session, watch_receivers, ..Hello::default() }));
+            let speaker = Speaker {
+                instance: self.choices.of(&[1, 1, 1, 2, 2, 0]),
+                connection: self.choices.of(&[1, 2, 3, 4, 5, 6, 7, 0]),
+            };
+            let hello = Hello { session, speaker, watch_receivers, ..Hello::default() };
+            self.say(conn, ClientMessage::Hello(hello));
         }
     }
 

@@ -68,6 +68,7 @@ impl<'a> World<'a> {
         let session = choices.of(&["", "s"]);
         let config = ClientConfig {
             session: session.into(),
+            instance: 1,
             seed: choices.below(256),
             reconnect: !choices.one_in(8),
             retry_initial: choices.one_in(2),
@@ -195,7 +196,8 @@ impl<'a> World<'a> {
         ServerMessage::Welcome(Welcome {
             server_id: "s1".into(),
             boot: self.choices.of(&[5, 5, 6]),
-            epoch: 1,
+            epoch: self.choices.of(&[1, 2]),
+            tenure: self.choices.of(&[1, 1, 2]),
             next_number: self.choices.of(&[1, 1, 7, u64::MAX]),
             max_payload: 1000,
             ping_interval_ms: self.choices.of(&[5000, 0]),

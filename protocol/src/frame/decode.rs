@@ -8,7 +8,8 @@ use crate::{
     limits::MAX_RESUME_NUMBERS,
     message::{
         Answer, ClientMessage, Deliver, ErrorReport, Hello, Leg, OpenState, Progress, Register, Reply,
-        Request, RequestFlags, RequestId, Resume, Scope, ServerMessage, Tag, Target, Verdict, Welcome,
+        Request, RequestFlags, RequestId, Resume, Scope, ServerMessage, Speaker, Tag, Target, Verdict,
+        Welcome,
     },
 };
 
@@ -211,11 +212,16 @@ fn decode_reply(head: Head, frame: Bytes) -> Result<Reply, WireError> {
 }
 
 fn decode_hello(head: Head, frame: &Bytes) -> Result<Hello, WireError> {
-    let fixed: &[u8; layout::hello::SIZE] = fixed(frame, "hello")?;
-    let start = HEADER_BYTES + layout::hello::SIZE;
-    let (session, end) = part(frame, start, usize::from(fixed[layout::hello::SESSION_LENGTH]), "hello")?;
-    let headers = frame.slice(end..);
-    Ok(Hello { session, watch_receivers: head.flags & layout::HELLO_WATCH != 0, headers })
+    use layout::hello as at;
+    let fixed: &[u8; at::SIZE] = fixed(frame, "hello")?;
+    let (session, end) =
+        part(frame, HEADER_BYTES + at::SIZE, usize::from(fixed[at::SESSION_LENGTH]), "hello")?;
+    Ok(Hello {
+        session,
+        speaker: Speaker { instance: u64_at(fixed, at::INSTANCE), connection: u32_at(fixed, at::CONNECTION) },
+        watch_receivers: head.flags & layout::HELLO_WATCH != 0,
+        headers: frame.slice(end..),
+    })
 }
 
 fn decode_welcome(frame: &Bytes) -> Result<Welcome, WireError> {
@@ -227,6 +233,7 @@ fn decode_welcome(frame: &Bytes) -> Result<Welcome, WireError> {
         server_id,
         boot: u64_at(fixed, at::BOOT),
         epoch: u64_at(fixed, at::EPOCH),
+        tenure: u64_at(fixed, at::TENURE),
         next_number: u64_at(fixed, at::NEXT_NUMBER),
         max_payload: u32_at(fixed, at::MAX_PAYLOAD),
         ping_interval_ms: u32_at(fixed, at::PING_INTERVAL),

@@ -181,8 +181,11 @@ fn encode_reply(reply: &Reply, out: &mut Outgoing) {
 }
 
 fn encode_hello(hello: &Hello, out: &mut Outgoing) {
-    let mut fixed = [0; layout::hello::SIZE];
-    fixed[layout::hello::SESSION_LENGTH] = hello.session.len() as u8;
+    use layout::hello as at;
+    let mut fixed = [0; at::SIZE];
+    fixed[at::SESSION_LENGTH] = hello.session.len() as u8;
+    put(&mut fixed, at::CONNECTION, hello.speaker.connection.to_le_bytes());
+    put(&mut fixed, at::INSTANCE, hello.speaker.instance.to_le_bytes());
     let flags = if hello.watch_receivers { layout::HELLO_WATCH } else { 0 };
     frame(kind::HELLO, flags, 0, &fixed, &[&hello.session, &hello.headers], out);
 }
@@ -192,6 +195,7 @@ fn encode_welcome(welcome: &Welcome, out: &mut Outgoing) {
     let mut fixed = [0; at::SIZE];
     put(&mut fixed, at::BOOT, welcome.boot.to_le_bytes());
     put(&mut fixed, at::EPOCH, welcome.epoch.to_le_bytes());
+    put(&mut fixed, at::TENURE, welcome.tenure.to_le_bytes());
     put(&mut fixed, at::NEXT_NUMBER, welcome.next_number.to_le_bytes());
     put(&mut fixed, at::MAX_PAYLOAD, welcome.max_payload.to_le_bytes());
     put(&mut fixed, at::PING_INTERVAL, welcome.ping_interval_ms.to_le_bytes());

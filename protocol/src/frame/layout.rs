@@ -15,8 +15,12 @@ pub const NO_MILLIS: u32 = u32::MAX;
 pub mod hello {
     /// u8: bytes of the session's name.
     pub const SESSION_LENGTH: usize = 0;
+    /// u32: which of the instance's connections this is, from 1.
+    pub const CONNECTION: usize = 4;
+    /// u64: random for each client; 0 without a session's name.
+    pub const INSTANCE: usize = 8;
     /// Size of the fixed part; bytes 1 to 3 are reserved, 0.
-    pub const SIZE: usize = 4;
+    pub const SIZE: usize = 16;
 }
 
 /// `welcome`: then the server's id, then headers.
@@ -25,16 +29,18 @@ pub mod welcome {
     pub const BOOT: usize = 0;
     /// u64: which connection of the session this is.
     pub const EPOCH: usize = 8;
+    /// u64: changes when the session is made anew, or gets to another instance.
+    pub const TENURE: usize = 16;
     /// u64: the lowest number for the next request.
-    pub const NEXT_NUMBER: usize = 16;
+    pub const NEXT_NUMBER: usize = 24;
     /// u32: the longest payload.
-    pub const MAX_PAYLOAD: usize = 24;
+    pub const MAX_PAYLOAD: usize = 32;
     /// u32: milliseconds of silence before a ping.
-    pub const PING_INTERVAL: usize = 28;
+    pub const PING_INTERVAL: usize = 36;
     /// u8: bytes of the server's id.
-    pub const SERVER_ID_LENGTH: usize = 32;
-    /// Size of the fixed part; bytes 33 to 39 are reserved, 0.
-    pub const SIZE: usize = 40;
+    pub const SERVER_ID_LENGTH: usize = 40;
+    /// Size of the fixed part; bytes 41 to 47 are reserved, 0.
+    pub const SIZE: usize = 48;
 }
 
 /// `register` (number: the registration): then the action.

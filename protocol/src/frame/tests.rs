@@ -6,7 +6,8 @@ use crate::{
     Code, Content, Outgoing,
     message::{
         Answer, ClientMessage, Deliver, ErrorReport, Hello, Leg, OpenState, Progress, Register, Reply,
-        Request, RequestFlags, RequestId, Resume, Scope, ServerMessage, Tag, Target, Verdict, Welcome,
+        Request, RequestFlags, RequestId, Resume, Scope, ServerMessage, Speaker, Tag, Target, Verdict,
+        Welcome,
     },
 };
 
@@ -51,9 +52,12 @@ fn client_message() -> impl Strategy<Value = ClientMessage> {
     prop_oneof![
         request,
         answer,
-        (bytes(255), any::<bool>(), bytes(99)).prop_map(|(session, watch_receivers, headers)| {
-            ClientMessage::Hello(Hello { session, watch_receivers, headers })
-        }),
+        (bytes(255), any::<(u64, u32)>(), any::<bool>(), bytes(99)).prop_map(
+            |(session, (instance, connection), watch_receivers, headers)| {
+                let speaker = Speaker { instance, connection };
+                ClientMessage::Hello(Hello { session, speaker, watch_receivers, headers })
+            }
+        ),
         (1u32.., any::<u32>(), bytes(255)).prop_map(
             |(registration, credit, action)| ClientMessage::Register(Register {
                 registration,
@@ -146,12 +150,13 @@ fn server_message() -> impl Strategy<Value = ServerMessage> {
     prop_oneof![
         deliver,
         reply,
-        (any::<[u64; 3]>(), any::<[u32; 2]>(), bytes(255), bytes(99)).prop_map(
-            |([boot, epoch, next_number], [max_payload, ping_interval_ms], server_id, headers)| {
+        (any::<[u64; 4]>(), any::<[u32; 2]>(), bytes(255), bytes(99)).prop_map(
+            |([boot, epoch, tenure, next_number], [max_payload, ping_interval_ms], server_id, headers)| {
                 ServerMessage::Welcome(Welcome {
                     server_id,
                     boot,
                     epoch,
+                    tenure,
                     next_number,
                     max_payload,
                     ping_interval_ms,

@@ -6,7 +6,7 @@ use ringpost_protocol::{
     frame::{Mode, Preface},
     message::{
         Answer, ClientMessage, Deliver, ErrorReport, Hello, Leg, OpenState, Progress, Register, Reply,
-        Request, RequestFlags, RequestId, Resume, Scope, ServerMessage, Target, Verdict, Welcome,
+        Request, RequestFlags, RequestId, Resume, Scope, ServerMessage, Speaker, Target, Verdict, Welcome,
     },
 };
 use serde_json::Value;
@@ -26,6 +26,10 @@ pub(crate) fn client(message: &Value) -> ClientMessage {
     match text(message, "kind") {
         "hello" => ClientMessage::Hello(Hello {
             session: bytes(message, "session"),
+            speaker: Speaker {
+                instance: hex(message, "instance"),
+                connection: number(message, "connection") as u32,
+            },
             watch_receivers: message["watch"] == true,
             headers: headers(message),
         }),
@@ -77,6 +81,7 @@ pub(crate) fn server(message: &Value) -> ServerMessage {
             server_id: bytes(message, "serverId"),
             boot: boot(message),
             epoch: number(message, "epoch"),
+            tenure: number(message, "tenure"),
             next_number: number(message, "nextNumber"),
             max_payload: number(message, "maxPayload") as u32,
             ping_interval_ms: number(message, "pingIntervalMs") as u32,
@@ -198,9 +203,13 @@ fn headers(message: &Value) -> Bytes {
     encode_headers(pairs.map(|pair| (pair[0].as_str().unwrap(), pair[1].as_str().unwrap()))).unwrap()
 }
 
-/// 64 bits are more than a JSON number holds everywhere: boots are written as 16 hexadecimal digits.
+/// 64 bits are more than a JSON number holds everywhere: boots and instances are written as 16 hexadecimal digits.
 fn boot(message: &Value) -> u64 {
-    u64::from_str_radix(text(message, "boot"), 16).unwrap()
+    hex(message, "boot")
+}
+
+fn hex(message: &Value, key: &str) -> u64 {
+    message.get(key).map_or(0, |digits| u64::from_str_radix(digits.as_str().unwrap(), 16).unwrap())
 }
 
 fn numbers(message: &Value, key: &str) -> Vec<u64> {

@@ -115,6 +115,10 @@ impl Drained {
     }
 }
 
+pub(crate) fn no_random_bytes(error: getrandom::Error) -> Error {
+    Error::new(Code::Connect, format!("the system gives no random bytes: {error}"))
+}
+
 /// A connection that is kept, without futures. Clones share it.
 ///
 /// Dropping it closes nothing: call [`Client::close`] or [`Client::drain`].
@@ -126,15 +130,24 @@ pub struct Client {
 impl Client {
     /// Spawns the task that moves the bytes, on the current tokio runtime. It does nothing before [`Client::start`].
     ///
+    /// [`ClientConfig::instance`] may be left 0: it is drawn here.
+    ///
     /// # Errors
-    /// [`Code::Unsupported`] outside a tokio runtime.
-    pub fn new(config: ClientConfig, address: Address, sink: Arc<dyn CompletionSink>) -> Result<Self, Error> {
+    /// [`Code::Unsupported`] outside a tokio runtime; [`Code::Connect`] if the system gives no random bytes.
+    pub fn new(
+        mut config: ClientConfig,
+        address: Address,
+        sink: Arc<dyn CompletionSink>,
+    ) -> Result<Self, Error> {
         let runtime = Handle::try_current().map_err(|_| {
             Error::new(
                 Code::Unsupported,
                 "a client needs a tokio runtime with IO and time: create it inside of one",
             )
         })?;
+        while config.instance == 0 {
+            config.instance = getrandom::u64().map_err(no_random_bytes)?;
+        }
         let client = Self { shared: Arc::new(Shared::new(config)) };
         runtime.spawn(driver::run(Driver::new(client.clone(), sink), address));
         Ok(client)

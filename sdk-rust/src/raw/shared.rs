@@ -96,8 +96,8 @@ pub(super) struct Shared {
 pub(super) struct Turn {
     pub(super) wanted: Wanted,
     pub(super) closed: bool,
-    /// Requests and deliveries that are open: whether more of them may be about to speak.
-    pub(super) open: usize,
+    /// Tasks that may be about to speak: those with open requests and deliveries, and those that get an outcome now.
+    pub(super) speakers: usize,
 }
 
 impl Shared {
@@ -174,7 +174,7 @@ impl Shared {
         Turn {
             wanted: state.wanted.take_next(),
             closed: state.client.closed().is_some(),
-            open: state.client.open_requests() + state.client.held_deliveries(),
+            speakers: state.client.open_requests() + state.client.held_deliveries() + batch.completions.len(),
         }
     }
 

@@ -28,6 +28,10 @@ pub(super) const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 const READ_BYTES: usize = 64 << 10;
 /// Room for one read within a large frame: what its length claims is not taken on trust.
 const MAX_READ_BYTES: usize = 1 << 20;
+/// What one read brought is handed out in so many portions.
+const PORTIONS: usize = 2;
+/// Frames in a portion, if there are so many: each portion costs a write.
+const PORTION_FRAMES: usize = 16;
 /// Segments in one write; the kernel takes at most 1024 (UIO_MAXIOV).
 const WRITE_SEGMENTS: usize = 64;
 
@@ -59,6 +63,10 @@ pub(super) struct Receiver {
     allocated: usize,
     frames: FrameReader,
     greeted: bool,
+    /// Bytes of a portion of the last read.
+    portion_bytes: usize,
+    /// Whether the last portion may have left whole frames behind.
+    frames_left: bool,
 }
 
 impl Receiver {
@@ -69,17 +77,39 @@ impl Receiver {
             allocated: 0,
             frames: FrameReader::new(DEFAULT_MAX_PAYLOAD_BYTES),
             greeted: false,
+            portion_bytes: 0,
+            frames_left: false,
         }
     }
 
-    /// Reads once, as much as there is. 0 at the end of the stream. Nothing is lost when its future is dropped.
-    pub(super) async fn read(&mut self) -> io::Result<usize> {
+    /// Reads once, as much as there is, unless frames of the last read are left. `false` at the end of the stream.
+    /// Nothing is lost when its future is dropped.
+    pub(super) async fn read(&mut self) -> io::Result<bool> {
+        if self.frames_left {
+            return Ok(true);
+        }
         let missing = self.frames.missing(&self.buffer);
         prepare(&mut self.buffer, &mut self.allocated, missing);
-        self.half.read_buf(&mut self.buffer).await
+        let read = self.half.read_buf(&mut self.buffer).await?;
+        self.portion_bytes = self.buffer.len() / PORTIONS;
+        Ok(read > 0)
     }
 
-    /// Decodes all whole frames that were read.
+    /// Whether whole frames may be left of the last read.
+    pub(super) fn has_frames(&self) -> bool {
+        self.frames_left
+    }
+
+    /// Drops what was read.
+    fn discard(&mut self) {
+        self.buffer.clear();
+        self.frames_left = false;
+    }
+
+    /// Decodes the next portion of the whole frames that were read; what is left the next call of [`Self::read`] brings.
+    ///
+    /// Were all handed out at once, then all that they lead to would leave at once too, and come back at once: client
+    /// and server would take turns, each idle while the other works. With two portions on their way both have work.
     pub(super) fn decode(&mut self, messages: &mut Vec<ServerMessage>) -> Result<(), WireError> {
         if !self.greeted {
             let preface = Preface::decode(&self.buffer).map_err(|error| {
@@ -93,12 +123,19 @@ impl Receiver {
             let _preface = self.buffer.split_to(Preface::BYTES);
             self.greeted = true;
         }
+        let (mut taken, rest) = (0, self.buffer.len().saturating_sub(self.portion_bytes));
+        self.frames_left = false;
         while let Some(frame) = self.frames.next(&mut self.buffer)? {
             let Some(message) = decode_server(frame)? else { continue };
             if let ServerMessage::Welcome(welcome) = &message {
                 self.frames = FrameReader::new(welcome.max_payload);
             }
             messages.push(message);
+            taken += 1;
+            if taken >= PORTION_FRAMES && self.buffer.len() <= rest {
+                self.frames_left = !self.buffer.is_empty();
+                break;
+            }
         }
         Ok(())
     }
@@ -199,8 +236,8 @@ pub(super) async fn part(mut sender: Sender, mut receiver: Receiver, latest: Ins
         }
         tokio::io::AsyncWriteExt::shutdown(&mut sender.half).await?;
         loop {
-            receiver.buffer.clear();
-            if patiently(receiver.read()).await? == 0 {
+            receiver.discard();
+            if !patiently(receiver.read()).await? {
                 return io::Result::Ok(());
             }
         }
@@ -220,7 +257,40 @@ async fn patiently<T>(step: impl Future<Output = io::Result<T>>) -> io::Result<T
 
 #[cfg(test)]
 mod tests {
+    use ringpost_protocol::{Outgoing, frame::encode_server};
+    use tokio::{io::AsyncWriteExt, net::TcpListener};
+
     use super::*;
+
+    /// What one read brings is handed out in portions, in order and whole; the next read waits for the last of them.
+    #[tokio::test]
+    async fn hands_out_a_read_in_portions() {
+        const PONGS: u64 = 100;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut server, _) = listener.accept().await.unwrap();
+        let mut outgoing = Outgoing::new();
+        (0..PONGS).for_each(|number| encode_server(&ServerMessage::Pong(number), &mut outgoing));
+        let mut bytes = Preface::plain().encode().to_vec();
+        bytes.extend(outgoing.drain_to_vec());
+        server.write_all(&bytes).await.unwrap();
+        drop(server);
+
+        let mut receiver = Receiver::new(stream.into_split().0);
+        let mut portions = Vec::new();
+        let mut messages = Vec::new();
+        let receiving = async {
+            while receiver.read().await.unwrap() {
+                let before = messages.len();
+                receiver.decode(&mut messages).unwrap();
+                portions.push(messages.len() - before);
+            }
+        };
+        timeout(Duration::from_secs(60), receiving).await.unwrap();
+        let expected: Vec<_> = (0..PONGS).map(ServerMessage::Pong).collect();
+        assert_eq!(messages, expected);
+        assert!(portions.len() > 1 && portions.iter().all(|frames| *frames < PONGS as usize), "{portions:?}");
+    }
 
     /// What a large frame needed is given back behind it; small ones share one buffer.
     #[test]

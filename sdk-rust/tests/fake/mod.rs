@@ -7,7 +7,7 @@ use bytes::BytesMut;
 use ringpost_protocol::{
     Code, Content, Outgoing,
     frame::{FrameReader, Preface, decode_client, encode_server},
-    message::{ClientMessage, Deliver, Register, Reply, Request, ServerMessage, Welcome},
+    message::{ClientMessage, Deliver, Register, Reply, Request, ServerMessage, Speaker, Welcome},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -36,13 +36,14 @@ impl Server {
         timeout(DEADLINE, self.listener.accept()).await.expect("a client connects").unwrap().0
     }
 
-    /// The next connection, welcomed.
+    /// The next connection, welcomed as one of a session that the server has never heard of.
     pub async fn accept(&self) -> Peer {
         let mut peer = self.accept_unwelcomed().await;
         peer.say(ServerMessage::Welcome(Welcome {
             server_id: "fake".into(),
             boot: 1,
             epoch: 1,
+            tenure: u64::from(peer.speaker.connection),
             next_number: 1,
             max_payload: 1 << 20,
             ping_interval_ms: 5000,
@@ -59,9 +60,11 @@ impl Server {
         stream.read_exact(&mut preface).await.unwrap();
         assert_eq!(Preface::decode(&preface), Ok(Some(Preface::plain())));
         stream.write_all(&Preface::plain().encode()).await.unwrap();
-        let mut peer = Peer { stream, buffer: BytesMut::new() };
+        let mut peer = Peer { stream, buffer: BytesMut::new(), speaker: Speaker::default() };
         let ClientMessage::Hello(hello) = peer.hear().await else { panic!("no hello") };
         assert!(!hello.session.is_empty());
+        assert!(hello.speaker.instance != 0 && hello.speaker.connection != 0, "who speaks is said");
+        peer.speaker = hello.speaker;
         peer
     }
 }
@@ -69,6 +72,7 @@ impl Server {
 /// One connection, from the server's side.
 pub struct Peer {
     pub stream: TcpStream,
+    pub speaker: Speaker,
     buffer: BytesMut,
 }
 

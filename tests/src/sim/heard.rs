@@ -25,7 +25,9 @@ pub(crate) fn heard(input: &Input) -> Heard {
 
 fn heard_message(conn: ConnId, message: &ClientMessage) -> Heard {
     match message {
-        ClientMessage::Hello(hello) => Heard::Hello { conn, session: hello.session.clone() },
+        ClientMessage::Hello(hello) => {
+            Heard::Hello { conn, session: hello.session.clone(), speaker: hello.speaker }
+        }
         ClientMessage::Register(register) => Heard::Register {
             conn,
             registration: register.registration,

@@ -37,7 +37,8 @@ pub(crate) struct Peer {
     /// Deliveries that were called back while the handler was at work.
     called_back: BTreeSet<DeliveryKey>,
     working: BTreeMap<DeliveryKey, u64>,
-    boot: Option<u64>,
+    /// Boot and tenure of the last welcome.
+    known_as: Option<(u64, u64)>,
     /// Another process has, or had, the same session.
     pub(crate) contested: bool,
     rng: Rng,
@@ -57,7 +58,7 @@ impl Peer {
             registrations: Vec::new(),
             called_back: BTreeSet::new(),
             working: BTreeMap::new(),
-            boot: None,
+            known_as: None,
             contested: false,
             rng,
         }
@@ -128,11 +129,15 @@ impl Peer {
                         wishes.push(Wish::Work { delivery: key, after: rng.below(3000) });
                     }
                 }
-                Output::Event(Event::Connected { boot, epoch, .. }) => match self.boot.replace(boot) {
-                    Some(before) if before != boot => ledger.excuse(self.process),
-                    Some(_) if epoch == 1 => ledger.is_unknown(self.process, &self.session)?,
-                    _ => {}
-                },
+                Output::Event(Event::Connected { boot, tenure, .. }) => {
+                    match self.known_as.replace((boot, tenure)) {
+                        Some((before, _)) if before != boot => ledger.excuse(self.process),
+                        Some((_, before)) if before != tenure && !self.contested => {
+                            ledger.is_unknown(self.process, &self.session)?;
+                        }
+                        _ => {}
+                    }
+                }
                 Output::Progress { .. }
                 | Output::Unclaimed(_)
                 | Output::Receivers(_)

@@ -264,6 +264,7 @@ impl<'a> World<'a> {
             let session = if named { format!("seat-{seat}-{}", place.session) } else { String::new() };
             let config = ClientConfig {
                 session: session.into(),
+                instance: process as u64 + 1,
                 seed: rng.next(),
                 reconnect_interval: Duration::from_millis(50),
                 ..ClientConfig::default()

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use ringpost_broker::{ConnId, Speaks};
-use ringpost_protocol::{Code, message::OpenState};
+use ringpost_protocol::{
+    Code,
+    message::{ErrorReport, OpenState, Speaker, Welcome},
+};
 
 use super::{Model, RequestKey, SessionKey, Unsettled};
 use crate::sim::rules::{Verdict, ensure};
@@ -21,6 +24,8 @@ pub(super) struct Connection {
     pub(super) ended: bool,
     pub(super) leaving: bool,
     pub(super) clogged: bool,
+    /// Another connection has its session, or had it before this one came.
+    taken: bool,
 }
 
 #[derive(Debug)]
@@ -34,8 +39,12 @@ pub(super) struct Session {
     /// The tick at which it is forgotten.
     pub(super) linger_until: Option<u64>,
     pub(super) epoch: u64,
-    /// A process took it over that knew nothing of its past.
-    anew: bool,
+    /// The last connection of each instance that came under its name.
+    speakers: BTreeMap<u64, u32>,
+    /// The instance that has it, …
+    instance: u64,
+    /// … and what it was told to know that by.
+    tenure: Option<u64>,
     /// The last outcome that the client had when it came back.
     received: u64,
     pub(super) next_number: u64,
@@ -58,17 +67,26 @@ impl Model {
                 ended: false,
                 leaving: false,
                 clogged: false,
+                taken: false,
             },
         );
         if speaks == Speaks::Json {
-            self.hello(conn, &Bytes::new());
+            self.hello(conn, &Bytes::new(), Speaker::default());
         }
     }
 
-    pub(super) fn hello(&mut self, conn: ConnId, name: &Bytes) {
-        if let Some(older) =
-            self.by_name.get(name).and_then(|key| self.sessions.get(key)).and_then(|session| session.conn)
-        {
+    pub(super) fn hello(&mut self, conn: ConnId, name: &Bytes, speaker: Speaker) {
+        let known = self.by_name.get(name).and_then(|key| self.sessions.get(key));
+        let last = known.and_then(|session| session.speakers.get(&speaker.instance));
+        let (late, older) =
+            (last.is_some_and(|last| *last >= speaker.connection), known.and_then(|it| it.conn));
+        if late {
+            self.mark_taken(conn);
+            self.unsettled = Unsettled::Late(conn);
+            return;
+        }
+        if let Some(older) = older {
+            self.mark_taken(older);
             self.end_connection(older);
         }
         let key = match self.by_name.get(name) {
@@ -80,9 +98,50 @@ impl Model {
         session.epoch += 1;
         session.caught_up = session.epoch == 1;
         session.linger_until = None;
+        if session.instance != speaker.instance {
+            session.tenure = None;
+        }
+        session.instance = speaker.instance;
+        session.speakers.insert(speaker.instance, speaker.connection);
         if let Some(connection) = self.connections.get_mut(&conn) {
             connection.session = Some(key);
         }
+    }
+
+    fn mark_taken(&mut self, conn: ConnId) {
+        if let Some(connection) = self.connections.get_mut(&conn) {
+            connection.taken = true;
+        }
+    }
+
+    /// A hello that came too late gets nothing but its refusal.
+    pub(super) fn is_turned_away(&self, conn: ConnId) -> Verdict {
+        let away = self.connections.get(&conn).is_none_or(|connection| connection.closing);
+        ensure!(away, Truth, "the hello of {conn} came too late, and is not refused");
+        Ok(())
+    }
+
+    pub(super) fn broken_off(&self, conn: ConnId, report: &ErrorReport) -> Verdict {
+        let taken = self.connections.get(&conn).is_some_and(|connection| connection.taken);
+        let cause = report.code != Code::SessionTaken || taken;
+        ensure!(cause, Truth, "{conn} is told {report:?}, and nobody has taken its session");
+        Ok(())
+    }
+
+    pub(super) fn welcomed(&mut self, conn: ConnId, welcome: &Welcome) -> Verdict {
+        let key = self.session_of(conn);
+        let Some(session) = key.and_then(|key| self.sessions.get_mut(&key)) else {
+            ensure!(false, Truth, "{conn} is welcomed, and has no session");
+            return Ok(());
+        };
+        let expected = (session.epoch, session.next_number);
+        let told = (welcome.epoch, welcome.next_number);
+        ensure!(told == expected, Resume, "{conn} is told epoch and next number {told:?}, not {expected:?}");
+        let before = session.tenure.replace(welcome.tenure);
+        let right = before.map_or(!self.tenures.contains(&welcome.tenure), |before| before == welcome.tenure);
+        ensure!(right, Resume, "{conn} is told tenure {}; before it was {before:?}", welcome.tenure);
+        self.tenures.insert(welcome.tenure);
+        Ok(())
     }
 
     fn new_session(&mut self, conn: ConnId, name: &Bytes) -> SessionKey {
@@ -98,7 +157,9 @@ impl Model {
                 caught_up: true,
                 linger_until: None,
                 epoch: 0,
-                anew: false,
+                speakers: BTreeMap::new(),
+                instance: 0,
+                tenure: None,
                 received: 0,
                 next_number: 1,
                 requests: BTreeMap::new(),
@@ -147,11 +208,16 @@ impl Model {
         };
         connection.ended = true;
         let (session, leaving) = (connection.session.take(), connection.leaving);
-        if let Some(session) = session.and_then(|key| self.sessions.get_mut(&key)) {
-            session.conn = None;
+        if let Some(key) = session {
+            self.leave_session(key, leaving);
         }
         self.lose_handlers(conn);
-        let Some(key) = session else { return };
+    }
+
+    fn leave_session(&mut self, key: SessionKey, leaving: bool) {
+        if let Some(session) = self.sessions.get_mut(&key) {
+            session.conn = None;
+        }
         let away = self.sessions.values().filter(|session| session.linger_until.is_some()).count();
         let open = self.open_of(key).next().is_some();
         let linger = self.due_at(self.config.session_linger);
@@ -185,7 +251,7 @@ impl Model {
     /// A request from a client that knows nothing of the session's past.
     pub(super) fn begin_anew(&mut self, key: SessionKey) {
         if let Some(session) = self.sessions.get_mut(&key).filter(|session| !session.caught_up) {
-            (session.caught_up, session.anew) = (true, true);
+            session.caught_up = true;
             self.abandon_all_but(key, &[]);
         }
     }
@@ -216,32 +282,31 @@ impl Model {
             ensure!(false, Resume, "{conn} has no session to resume");
             return Ok(());
         };
-        // Two living processes under one name do not know of each other, and their numbers may be the same: from then on
-        // nobody can say whose a number is.
+        let mut lost = Vec::new();
         for (number, state) in open {
             let request = session.requests.get(number).and_then(|key| Some((*key, self.requests.get(key)?)));
             let right = match (state, request) {
                 (OpenState::NeverSeen, request) => request.is_none(),
                 (_, None) => false,
-                (OpenState::Running, Some((_, request))) => {
-                    let incomplete = self.outcomes_are_tight() && request.legs.len() > 1;
-                    request.is_open() || request.send || incomplete
+                (OpenState::Running | OpenState::Outcome, Some((_, request))) if request.send => {
+                    *state == OpenState::Running || !request.is_open()
                 }
-                (OpenState::Outcome, Some((key, request))) => {
-                    // Of a broadcast, some of the outcomes may have made room for others.
-                    let whole = !self.outcomes_are_tight() || request.legs.len() == 1;
-                    let unknown = request.unknown_to(session.received).filter(|_| whole);
-                    self.due.extend(unknown.map(|leg| (key, leg)));
-                    // Of a broadcast, some legs may have ended.
-                    !request.is_open() || request.legs.len() > 1
+                (OpenState::Running | OpenState::Outcome, Some((key, request))) => {
+                    // What has ended of it follows at once.
+                    self.due.extend(request.unknown_to(session.received).map(|leg| (key, leg)));
+                    request.is_open() == (*state == OpenState::Running)
                 }
-                (OpenState::Lost, Some((_, request))) => {
+                (OpenState::Lost, Some((key, request))) => {
                     self.dropped.push(request.token);
-                    !request.is_open() && self.outcomes_are_tight()
+                    lost.push(key);
+                    // Of a broadcast, one leg's outcome that made room is enough.
+                    self.outcomes_are_tight() && (!request.is_open() || request.broadcast)
                 }
             };
-            let right = right || session.anew;
             ensure!(right, Resume, "number {number} is said to be {state:?}, and is {request:?}");
+        }
+        for key in lost {
+            self.abandon(key);
         }
         Ok(())
     }

@@ -26,7 +26,7 @@ use bytes::Bytes;
 use ringpost_broker::{CloseReason, Config, ConnId, Output, Policy, Speaks};
 use ringpost_protocol::{
     Code,
-    message::{ServerMessage, Verdict as Answered},
+    message::{Scope, ServerMessage, Speaker, Verdict as Answered},
     time::Time,
 };
 
@@ -43,6 +43,7 @@ pub(crate) enum Heard {
     Hello {
         conn: ConnId,
         session: Bytes,
+        speaker: Speaker,
     },
     Register {
         conn: ConnId,
@@ -128,6 +129,8 @@ pub(crate) struct Model {
     connections: BTreeMap<ConnId, Connection>,
     sessions: BTreeMap<SessionKey, Session>,
     by_name: BTreeMap<Bytes, SessionKey>,
+    /// All that any client was told.
+    tenures: BTreeSet<u64>,
     handlers: BTreeMap<HandlerKey, Handler>,
     deliveries: BTreeMap<u64, Delivery>,
     requests: BTreeMap<RequestKey, Request>,
@@ -158,7 +161,11 @@ pub(crate) struct Model {
 enum Unsettled {
     Nothing,
     Request(RequestKey),
-    Resume { bytes: usize },
+    Resume {
+        bytes: usize,
+    },
+    /// A hello that came too late, on this connection.
+    Late(ConnId),
     Time,
 }
 
@@ -183,6 +190,7 @@ impl Model {
             connections: BTreeMap::new(),
             sessions: BTreeMap::new(),
             by_name: BTreeMap::new(),
+            tenures: BTreeSet::new(),
             handlers: BTreeMap::new(),
             deliveries: BTreeMap::new(),
             requests: BTreeMap::new(),
@@ -208,7 +216,7 @@ impl Model {
         self.last_heard = self.next();
         match heard {
             Heard::Opened { conn, speaks } => self.opened(conn, speaks),
-            Heard::Hello { conn, session } => self.hello(conn, &session),
+            Heard::Hello { conn, session, speaker } => self.hello(conn, &session, speaker),
             Heard::Closed { conn } => {
                 self.end_connection(conn);
                 self.connections.remove(&conn);
@@ -292,6 +300,10 @@ impl Model {
                 ensure!(known, Bounds, "registration {registration} of {conn} is over the bound, or unknown");
                 Ok(())
             }
+            ServerMessage::Welcome(welcome) => self.welcomed(conn, welcome),
+            ServerMessage::Error(report) if report.scope == Scope::Connection => {
+                self.broken_off(conn, report)
+            }
             ServerMessage::Resumed { open, .. } => self.resumed(conn, open),
             ServerMessage::Accepted { upto, .. } => self.accepted(conn, *upto),
             _ => Ok(()),
@@ -314,6 +326,7 @@ impl Model {
         match std::mem::replace(&mut self.unsettled, Unsettled::Nothing) {
             Unsettled::Nothing | Unsettled::Resume { .. } => Ok(()),
             Unsettled::Request(key) => self.settle_request(key),
+            Unsettled::Late(conn) => self.is_turned_away(conn),
             Unsettled::Time => self.settle_time(),
         }
     }

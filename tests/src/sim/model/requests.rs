@@ -31,8 +31,6 @@ pub(super) struct Request {
     /// When it began to wait again after a lost attempt, by count of what was heard.
     lost_at: Option<u64>,
     cancelled: bool,
-    /// When nobody wanted to know any more, by count of what was heard.
-    abandoned_at: Option<u64>,
     /// One, or of a broadcast one for each handler.
     pub(super) legs: Vec<Leg>,
 }
@@ -104,15 +102,12 @@ impl Model {
         let Some(session) = self.sessions.get_mut(&session_key) else { return Ok(()) };
         let number = if asked.number == 0 { session.next_number } else { asked.number };
         session.next_number = number + 1;
-        let epoch = session.epoch;
         session.requests.insert(number, key);
         if let Some(earlier) =
             self.by_token.insert(asked.token, key).and_then(|earlier| self.requests.get(&earlier))
         {
-            // After its session was forgotten, a client may ask again for what it could have attempts for. If another
-            // process has made a session of that name since, the client cannot know that it was forgotten.
-            let unknowing = earlier.session != session_key && epoch > 1;
-            let again = !earlier.is_open() && (asked.max_attempts < earlier.max_attempts || unknowing);
+            // Only after its session was forgotten, or another one's, and for what it could have attempts for.
+            let again = !earlier.is_open() && asked.max_attempts < earlier.max_attempts;
             ensure!(again, Once, "{asked:?} was asked before: {earlier:?}");
         }
         let handlers = if asked.broadcast { self.handlers_for(&asked.action) } else { Vec::new() };
@@ -139,7 +134,6 @@ impl Model {
                 id: None,
                 lost_at: None,
                 cancelled: false,
-                abandoned_at: None,
                 legs,
             },
         );
@@ -210,10 +204,7 @@ impl Model {
             ensure!(false, AfterEnd, "{deliver:?} was never asked");
             return Ok(());
         };
-        // What was lost with a connection goes to others before what the same connection asked is given up.
-        let crossed = request.abandoned_at == Some(self.last_heard);
-        let open = request.is_open();
-        ensure!(open || crossed, AfterEnd, "attempt {} of {request:?}, which has ended", deliver.attempt);
+        ensure!(request.is_open(), AfterEnd, "attempt {} of {request:?}, which has ended", deliver.attempt);
         let leg = if request.broadcast {
             let free = |leg: &Leg| {
                 leg.handler == Some(handler) && leg.state != State::Held && leg.state != State::Ended
@@ -236,7 +227,7 @@ impl Model {
         let broadcast = request.broadcast;
         self.takes(handler, deliver.delivery, !broadcast)?;
         self.note_dispatch(key, leg, deliver);
-        let delivery = Delivery { handler, request: key, leg, current: open, overdue: None };
+        let delivery = Delivery { handler, request: key, leg, current: true, overdue: None };
         let twice = self.deliveries.insert(deliver.delivery, delivery).is_some();
         ensure!(!twice, Overlap, "delivery {} is used twice", deliver.delivery);
         Ok(())
@@ -247,9 +238,6 @@ impl Model {
         // Broadcasts are not paced, but the first of them counts.
         if !request.broadcast || request.legs[leg].state == State::Fresh {
             self.last_dispatch = Some(self.now);
-        }
-        if !request.is_open() {
-            return;
         }
         request.legs[leg].state = State::Held;
         request.attempts += 1;
@@ -437,9 +425,7 @@ impl Model {
 
     /// Nobody wants to know what becomes of it.
     pub(super) fn abandon(&mut self, key: RequestKey) {
-        let heard = self.last_heard;
         let Some(request) = self.requests.get_mut(&key) else { return };
-        request.abandoned_at = Some(heard);
         for leg in &mut request.legs {
             leg.state = State::Ended;
         }

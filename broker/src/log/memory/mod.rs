@@ -8,22 +8,21 @@
 //!
 //! A sector is written as a whole or not at all, as disks promise.
 
+mod sectors;
+
 use std::{
     cell::RefCell,
     collections::{BTreeMap, VecDeque},
     io,
 };
 
+use self::sectors::Content;
+pub use self::sectors::SECTOR_BYTES;
 use super::{
     Action, Fault, Operation, OperationId,
     files::{Files, perform},
     names::{self, MANIFEST, NEW_MANIFEST},
 };
-
-/// What is written as a whole or not at all.
-pub const SECTOR_BYTES: usize = 512;
-
-type Sector = [u8; SECTOR_BYTES];
 
 /// A call that can be made to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,24 +63,6 @@ enum NameChange {
     Remove { name: String },
 }
 
-#[derive(Debug, Clone, Default)]
-struct Content {
-    /// As processes see it.
-    seen: Vec<u8>,
-    /// As it is on the disk.
-    stable: BTreeMap<usize, Sector>,
-    stable_length: u64,
-    /// What was written to a sector since it was synced, oldest first.
-    unsynced: BTreeMap<usize, Vec<Version>>,
-}
-
-#[derive(Debug, Clone)]
-struct Version {
-    sector: Sector,
-    begun: u64,
-    completed: Option<u64>,
-}
-
 #[derive(Debug, Clone)]
 struct UnderWay {
     operation: Operation,
@@ -94,67 +75,6 @@ struct Failure {
     call: Call,
     after: u32,
     kind: io::ErrorKind,
-}
-
-impl Content {
-    fn sector(&self, index: usize) -> Sector {
-        let mut sector = [0; SECTOR_BYTES];
-        let start = (index * SECTOR_BYTES).min(self.seen.len());
-        let end = (start + SECTOR_BYTES).min(self.seen.len());
-        sector[..end - start].copy_from_slice(&self.seen[start..end]);
-        sector
-    }
-
-    fn write(&mut self, offset: usize, bytes: &[u8], begun: u64) {
-        if bytes.is_empty() {
-            return;
-        }
-        let end = offset + bytes.len();
-        let sectors = offset / SECTOR_BYTES..end.div_ceil(SECTOR_BYTES);
-        let before: Vec<_> = sectors.clone().map(|index| self.sector(index)).collect();
-        if self.seen.len() < end {
-            self.seen.resize(end, 0);
-        }
-        self.seen[offset..end].copy_from_slice(bytes);
-        for (index, before) in sectors.zip(before) {
-            let sector = self.sector(index);
-            if sector != before {
-                self.unsynced.entry(index).or_default().push(Version { sector, begun, completed: None });
-            }
-        }
-    }
-
-    fn complete(&mut self, begun: u64, now: u64) {
-        let versions = self.unsynced.values_mut().flatten();
-        versions.filter(|version| version.begun == begun).for_each(|version| version.completed = Some(now));
-    }
-
-    /// Makes stable, or (after a failed sync) forgets, what had been completed before a moment.
-    fn settle_unsynced(&mut self, before: u64, keep: bool) {
-        for (index, versions) in &mut self.unsynced {
-            let done = |version: &Version| version.completed.is_some_and(|completed| completed < before);
-            let Some(last) = versions.iter().rposition(done) else { continue };
-            let settled: Vec<_> = versions.drain(..=last).collect();
-            if let (Some(version), true) = (settled.last(), keep) {
-                self.stable.insert(*index, version.sector);
-            }
-        }
-        self.unsynced.retain(|_, versions| !versions.is_empty());
-        if keep {
-            self.stable_length = self.seen.len() as u64;
-        }
-    }
-
-    fn from_disk(stable: BTreeMap<usize, Sector>, length: u64) -> Self {
-        let mut content = Self { seen: vec![0; length as usize], stable_length: length, ..Self::default() };
-        for (index, sector) in &stable {
-            let start = (index * SECTOR_BYTES).min(content.seen.len());
-            let end = (start + SECTOR_BYTES).min(content.seen.len());
-            content.seen[start..end].copy_from_slice(&sector[..end - start]);
-        }
-        content.stable = stable;
-        content
-    }
 }
 
 impl Memory {
