@@ -324,7 +324,7 @@ impl Broker {
 
     pub(crate) fn request_timed_out(&mut self, key: Key<Request>) {
         let Some(request) = self.requests.get(key) else { return };
-        if matches!(request.state, RequestState::Decided) {
+        if matches!(request.state, RequestState::Decided | RequestState::Dead) {
             return self.finish(key);
         }
         let (code, waited) = (request.ends_with, self.now.mono.since(request.received.mono));
@@ -361,7 +361,6 @@ impl Broker {
     pub(crate) fn call_back(&mut self, key: Key<Request>) {
         let Some(request) = self.requests.get(key) else { return };
         let held: Vec<_> = match &request.state {
-            RequestState::Logging | RequestState::Queued | RequestState::Decided => return,
             RequestState::Delivered(delivery) => vec![*delivery],
             RequestState::Broadcast(legs) => legs
                 .states
@@ -371,6 +370,7 @@ impl Broker {
                     LegState::Waiting | LegState::Ended => None,
                 })
                 .collect(),
+            _ => return,
         };
         let tag = self.tag_of(request);
         for delivery in held {

@@ -1,6 +1,6 @@
 //! The entry points, and the order in which things are done.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::{Bytes, BytesMut};
 use foldhash::{SharedSeed, fast::SeedableRandomState};
@@ -41,6 +41,8 @@ pub struct Broker {
     /// Of large messages that have not come in whole.
     pub(crate) half_received_bytes: usize,
     pub(crate) deliveries: Slab<Delivery>,
+    /// Sends that were given up, by their counts.
+    pub(crate) dead: BTreeMap<u64, Key<Request>>,
     /// `None` without a data directory.
     pub(crate) journal: Option<Journal>,
     pub(crate) timers: Wheel<Timer>,
@@ -93,6 +95,7 @@ impl Broker {
             driver_bytes: 0,
             half_received_bytes: 0,
             deliveries: Slab::default(),
+            dead: BTreeMap::new(),
             journal: None,
             timers: Wheel::new(),
             receivers: Receivers::default(),
@@ -160,6 +163,8 @@ impl Broker {
                 Timer::Overdue(delivery) => self.handler_is_stuck(delivery),
                 Timer::Linger(session) => self.linger_over(session),
                 Timer::Liveness(conn) => self.check_liveness(conn),
+                Timer::Lease(request) => self.lease_over(request),
+                Timer::Rested(request) => self.rested(request),
                 Timer::Pacing => self.pacing_over(),
                 Timer::Receivers => self.tell_receivers(),
             }

@@ -88,6 +88,12 @@ pub struct Config {
     pub max_ttl: Duration,
     /// Silence on a binary connection after which it is sent a ping. It counts as lost after three times that.
     pub ping_interval: Duration,
+    /// How long a handler may have a durable request without an answer or a word of progress; then another gets it.
+    pub handle_timeout: Duration,
+    /// How long dead letters are kept, …
+    pub dead_ttl: Duration,
+    /// … and how many: beyond it the oldest are dropped.
+    pub dead_limit: usize,
     /// A handler that has not answered this long after it was called back gets nothing more until it answers.
     pub stuck_after: Duration,
     /// How long a session without a connection is remembered.
@@ -126,6 +132,9 @@ impl Default for Config {
             default_json_timeout: Duration::from_secs(60),
             max_ttl: Duration::from_secs(7 * 24 * 3600),
             ping_interval: Duration::from_secs(5),
+            handle_timeout: Duration::from_secs(60),
+            dead_ttl: Duration::from_secs(7 * 24 * 3600),
+            dead_limit: 10_000,
             stuck_after: Duration::from_secs(30),
             session_linger: Duration::from_secs(60),
             max_sessions_away: 16_384,

@@ -47,6 +47,10 @@ counters! {
     stuck_handlers: "stuckHandlers",
     /// Requests that ended with `handlerLost`.
     handler_lost: "handlerLost",
+    /// Durable sends that failed and were, or will be, tried again.
+    retried_sends: "retriedSends",
+    /// Durable sends that were given up.
+    dead_letters: "deadLetters",
     /// Requests refused with `noHandler`.
     refused_no_handler: "refusedNoHandler",
     /// Requests and legs refused with `overloaded`, for whatever bound.

@@ -121,6 +121,7 @@ impl Broker {
         self.use_window(conn, bytes);
         if durable {
             self.log_delivered(key, delivery, conn);
+            self.lease(key);
         }
     }
 
@@ -241,6 +242,10 @@ impl Broker {
                 self.end_leg(delivery.request, delivery.leg, code, content, true)
             }
             _ if self.requests.get(delivery.request).is_some_and(Request::is_durable) => {
+                let send = self.requests.get(delivery.request).is_some_and(|request| !request.wants_reply());
+                if send && code.is_some() {
+                    return self.send_failed(delivery.request, answer.verdict, &content, answered);
+                }
                 self.decide(delivery.request, code, content, Some(answered));
             }
             _ => self.end(delivery.request, code, content, true),
@@ -254,7 +259,7 @@ impl Broker {
             Some(RequestState::Broadcast(legs)) => {
                 legs.states.get(delivery.leg as usize) == Some(&LegState::Delivered(key))
             }
-            Some(RequestState::Logging | RequestState::Queued | RequestState::Decided) | None => false,
+            _ => false,
         }
     }
 
@@ -292,7 +297,11 @@ impl Broker {
         if !held_here || !self.is_current(key, delivery) {
             return;
         }
-        let Some(request) = self.requests.get(delivery.request) else { return };
+        let request_key = delivery.request;
+        if self.requests.get(request_key).is_some_and(Request::is_durable) {
+            self.lease(request_key);
+        }
+        let Some(request) = self.requests.get(request_key) else { return };
         if request.flags.has(RequestFlags::PROGRESS)
             && let Some(session) = self.sessions.get(request.session)
         {
@@ -409,6 +418,8 @@ impl Broker {
         let session = self.sessions.get_mut(ended.session);
         if let Some(kept) = kept.and_then(|kept| self.kept.remove(kept)) {
             self.kept_bytes -= kept.content.uncounted_len();
+            let timers = kept.durable.map(|durable| [durable.lease, durable.rest]);
+            timers.into_iter().flatten().flatten().for_each(|timer| self.timers.cancel(timer));
             ended.tag = kept.tag;
         }
         if let Some(session) = session {

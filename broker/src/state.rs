@@ -170,6 +170,10 @@ pub(crate) enum RequestState {
     Queued,
     Delivered(Key<Delivery>),
     Broadcast(Box<Legs>),
+    /// Durable: an attempt failed, and the next one has to wait for a while.
+    Resting,
+    /// Durable: a dead letter.
+    Dead,
     /// Durable: its outcome is kept until nobody needs it any more.
     Decided,
 }
@@ -209,6 +213,10 @@ pub(crate) enum Timer {
     Linger(Key<Session>),
     /// Look whether a connection is alive.
     Liveness(ConnId),
+    /// A handler has had a durable request for too long.
+    Lease(Key<Request>),
+    /// A durable send that failed may be tried again.
+    Rested(Key<Request>),
     /// The dispatch interval is over.
     Pacing,
     /// The receivers changed, and enough time has passed since they were last told.

@@ -74,7 +74,7 @@ impl Broker {
                 expires_ms,
                 session: name,
                 places: Places::default(),
-                decided: None,
+                ..Durable::default()
             }));
         }
         self.log_request(key);

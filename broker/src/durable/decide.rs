@@ -32,12 +32,18 @@ impl Broker {
     ) {
         let Some(request) = self.requests.get_mut(key) else { return };
         let (queued, action, content_bytes) = (request.is_queued(), request.action, request.content_bytes);
-        if matches!(request.state, RequestState::Decided) {
+        if matches!(request.state, RequestState::Decided | RequestState::Dead) {
             return;
+        }
+        if let Some(code) = code.filter(|code| !request.wants_reply() && *code != Code::Cancelled) {
+            return self.bury(key, code, content.payload(), answered);
         }
         request.state = RequestState::Decided;
         let over = request.deadline <= self.now.mono;
-        if !request.wants_reply() {
+        let wants_reply = request.wants_reply();
+        let lease = self.durable_mut(key).and_then(|durable| durable.lease.take());
+        self.stop_timer(lease);
+        if !wants_reply {
             return self.finish_send(key, queued, answered);
         }
         if over {
@@ -167,6 +173,9 @@ impl Broker {
 
     /// Nothing more needs to be known of a durable request.
     pub(crate) fn finish(&mut self, key: Key<Request>) {
+        if let Some(request) = self.requests.get(key) {
+            self.dead.remove(&request.count);
+        }
         let sequence = self.durable(key).and_then(|durable| durable.decided?.sequence);
         self.log_done(key);
         let Some(ended) = self.forget(key) else { return };
@@ -180,7 +189,7 @@ impl Broker {
     }
 
     /// A session whose client stayed away was only kept for what is durable.
-    fn end_session_if_forgotten(&mut self, key: Key<Session>) {
+    pub(super) fn end_session_if_forgotten(&mut self, key: Key<Session>) {
         let forgotten =
             |session: &Session| session.conn.is_none() && session.linger.is_none() && session.durable == 0;
         if self.sessions.get(key).is_some_and(forgotten) {

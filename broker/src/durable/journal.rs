@@ -150,6 +150,17 @@ impl Broker {
         durable.places.reply = place;
     }
 
+    /// Logs what went wrong last with a send, in place of what went wrong before.
+    pub(super) fn log_failure(&mut self, key: Key<Request>) {
+        let (Some(journal), Some(request)) = (&mut self.journal, self.requests.get(key)) else { return };
+        let Some(kept) = request.kept.and_then(|kept| self.kept.get_mut(kept)) else { return };
+        let Some(durable) = kept.durable.as_deref_mut() else { return };
+        let Some(record) = failure_record(request, durable) else { return };
+        let place = journal.append_for(key, &record);
+        let before = std::mem::replace(&mut durable.places.reply, place);
+        before.into_iter().for_each(|before| journal.writer.died(before));
+    }
+
     pub(super) fn log_done(&mut self, key: Key<Request>) {
         let places = self.durable_mut(key).map(|durable| std::mem::take(&mut durable.places));
         let (Some(journal), Some(request)) = (&mut self.journal, self.requests.get(key)) else { return };
@@ -207,4 +218,15 @@ pub(super) fn reply_record<'a>(
         headers: content.headers(),
         payload: content.payload(),
     }))
+}
+
+pub(super) fn failure_record<'a>(request: &Request, durable: &'a Durable) -> Option<Record<'a>> {
+    let failure = durable.failure.as_ref()?;
+    let (count, attempt, message) = (request.count, request.attempt, &failure.message[..]);
+    Some(match failure.dead {
+        Some(code) => {
+            Record::Dead(body::Dead { count, wall_ms: failure.at_ms, code: code.number(), attempt, message })
+        }
+        None => Record::Retry(body::Retry { count, not_before_ms: failure.at_ms, attempt, message }),
+    })
 }

@@ -13,6 +13,7 @@
 //! |---|---|
 //! | `accept` | the way in: checks, the request's record, and what waits for that to be stable |
 //! | `decide` | the way out: the outcome's record, who gets it, and when nothing is left to be known |
+//! | `failures` | leases, failed sends, dead letters |
 //! | `journal` | what is written to the log, and what waits for it |
 //! | `session` | coming back for it, also after the broker was away |
 //! | `compact` | keeping the log short |
@@ -24,6 +25,7 @@
 mod accept;
 mod compact;
 mod decide;
+mod failures;
 mod journal;
 mod restore;
 mod session;
@@ -31,11 +33,12 @@ mod session;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ringpost_protocol::Code;
+use ringpost_protocol::{Code, time::TimerId};
 
 pub use self::restore::Restore;
 pub(crate) use self::{
     decide::Answered,
+    failures::Failure,
     journal::{Gate, Journal},
 };
 use crate::{Broker, log::Location, slab::Key, state::Request};
@@ -55,6 +58,12 @@ pub(crate) struct Durable {
     /// The name of its session: that is forgotten only after it.
     pub(crate) session: Bytes,
     pub(crate) places: Places,
+    /// Ends when the handler that has it has had it for too long.
+    pub(crate) lease: Option<TimerId>,
+    /// Ends when a send that failed may be tried again.
+    pub(crate) rest: Option<TimerId>,
+    /// What went wrong last with a send.
+    pub(crate) failure: Option<Failure>,
     /// What became of it, once that is decided. The content is the request's own no more, but the outcome's.
     pub(crate) decided: Option<Decided>,
 }
@@ -65,6 +74,7 @@ pub(crate) struct Places {
     pub(crate) request: Option<Location>,
     /// That of the last attempt.
     pub(crate) delivered: Option<Location>,
+    /// That of its outcome, or of what went wrong last.
     pub(crate) reply: Option<Location>,
 }
 
