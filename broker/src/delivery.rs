@@ -419,7 +419,9 @@ impl Broker {
         if let Some(kept) = kept.and_then(|kept| self.kept.remove(kept)) {
             self.kept_bytes -= kept.content.uncounted_len();
             let timers = kept.durable.map(|durable| [durable.lease, durable.rest]);
-            timers.into_iter().flatten().flatten().for_each(|timer| self.timers.cancel(timer));
+            for timer in timers.into_iter().flatten().flatten() {
+                self.timers.cancel(timer);
+            }
             ended.tag = kept.tag;
         }
         if let Some(session) = session {

@@ -49,6 +49,10 @@ impl Broker {
             assert_eq!(durable.is_some(), request.is_durable(), "what is durable of {key:?}");
             match &request.state {
                 RequestState::Logging => {}
+                RequestState::Resting => assert!(durable.is_some(), "{key:?} rests"),
+                RequestState::Dead => {
+                    assert_eq!(self.dead.get(&request.count), Some(&key), "{key:?} is a dead letter");
+                }
                 RequestState::Decided => {
                     let decided = durable.and_then(|durable| durable.decided);
                     assert!(decided.is_some(), "the outcome of {key:?}");

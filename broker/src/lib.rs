@@ -36,6 +36,7 @@
 //! | `broadcast` | one request to all handlers of an action, leg by leg |
 //! | `receivers` | telling those who watch which actions have handlers |
 //! | `control` | the server's own actions (`$sys.…`) |
+//! | [`log`] | what must survive: its bytes, writing, recovery; not joined with the rest yet |
 //! | `counters` | what was refused, lost, dropped, bounded |
 
 #![forbid(unsafe_code)]

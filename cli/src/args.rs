@@ -12,8 +12,8 @@ use ringpost_protocol::limits::{check_name, check_own_name};
 use ringpost_server::units;
 
 use crate::{
-    bench, client::ServerArgs, control, demo, doctor, handle, logs::LogArgs, receivers, request, send, serve,
-    stats,
+    bench, client::ServerArgs, control, dead, demo, doctor, handle, log, logs::LogArgs, receivers, request, send,
+    serve, stats,
 };
 
 const EXAMPLES: &str = "\
@@ -59,10 +59,13 @@ impl Cli {
         let matches =
             command.try_get_matches_from_mut(line).map_err(|error| named(error, &mut command, line))?;
         let cli = Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
-        if let (Command::Serve(_) | Command::Demo(_), Some(flag)) = (&cli.command, flag_for_clients(&matches))
-        {
-            let message =
-                format!("`--{flag}` is for commands that talk to a server: this one starts its own");
+        let without_server = match &cli.command {
+            Command::Serve(_) | Command::Demo(_) => Some("starts its own"),
+            Command::Log(_) => Some("reads files"),
+            _ => None,
+        };
+        if let (Some(does), Some(flag)) = (without_server, flag_for_clients(&matches)) {
+            let message = format!("`--{flag}` is for commands that talk to a server: this one {does}");
             return Err(command.error(ErrorKind::ArgumentConflict, message));
         }
         Ok((cli, matches))
@@ -129,6 +132,8 @@ pub(crate) enum Command {
     Actions(control::ActionsArgs),
     Connections(control::ConnectionsArgs),
     Queue(control::QueueArgs),
+    Log(log::LogFilesArgs),
+    Dead(dead::DeadArgs),
     Doctor(doctor::DoctorArgs),
     Demo(demo::DemoArgs),
     Bench(bench::BenchArgs),
@@ -206,6 +211,9 @@ mod tests {
             "ringpost queue peek a --count 5",
             "ringpost queue purge a",
             "ringpost queue cancel 0-1",
+            "ringpost log verify data",
+            "ringpost log dump data --json",
+            "ringpost log repair data --allow-loss",
             "ringpost doctor --json",
             "ringpost demo",
             "ringpost bench --requesters 16 --in-flight 64 --handlers 4 --size 128 --duration 5s --dialect json --json \
@@ -229,6 +237,8 @@ mod tests {
             "ringpost serve --server 127.0.0.1:1",
             "ringpost --server 127.0.0.1:1 serve",
             "ringpost demo --connect-timeout 1s",
+            "ringpost log verify",
+            "ringpost log verify data --server 127.0.0.1:1",
             "ringpost serve --max-payload lots",
             "ringpost bench --spawn --server-pid 1",
             "ringpost bench --dialect yaml",

@@ -47,10 +47,10 @@ pub(crate) struct QueueArgs {
 }
 
 #[derive(Debug, Args)]
-struct Format {
+pub(crate) struct Format {
     /// Print the server's own JSON, on one line
     #[arg(long, global = true)]
-    json: bool,
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -80,7 +80,7 @@ enum Queue {
 }
 
 /// A column: its title, and the key of its values.
-type Column = (&'static str, &'static str);
+pub(crate) type Column = (&'static str, &'static str);
 
 const ACTIONS: &[Column] = &[
     ("ACTION", "action"),
@@ -149,7 +149,7 @@ pub(crate) fn queue(args: &QueueArgs, server: &ServerArgs) -> Outcome {
     }
 }
 
-fn ask(server: &ServerArgs, what: &str, action: &str, data: &Value) -> Outcome<Value> {
+pub(crate) fn ask(server: &ServerArgs, what: &str, action: &str, data: &Value) -> Outcome<Value> {
     client::block_on(async {
         let reply =
             server.ask(action, &data.to_string()).await.map_err(|error| server.failure(what, &error))?;
@@ -176,7 +176,7 @@ fn ended(answer: &Value, format: &Format) -> Outcome {
     output::line(format!("{} ended", answer["ended"]).as_bytes())
 }
 
-fn print(list: &Value, columns: &[Column], format: &Format) -> Outcome {
+pub(crate) fn print(list: &Value, columns: &[Column], format: &Format) -> Outcome {
     if format.json {
         return output::line(list.to_string().as_bytes());
     }

@@ -7,7 +7,7 @@
 //! | 2 | the command line is not understood |
 //! | 3 | nobody could take the request: `noHandler`, `overloaded`, `handlerLost`, … |
 //! | 4 | time is over, or the request was cancelled |
-//! | 65 | bad input: not JSON, too large, a reserved name, … |
+//! | 65 | bad input: not JSON, too large, a reserved name, …; a damaged log |
 //! | 69 | no connection, or it was lost; an address that cannot be listened on |
 //! | 71 | the system does not offer what the server needs |
 //! | 74 | reading or writing failed |
@@ -34,7 +34,7 @@ pub(crate) const NOT_USABLE: u8 = 71;
 /// Reading or writing failed.
 const IO: u8 = 74;
 /// The configuration cannot be used.
-const CONFIGURATION: u8 = 78;
+pub(crate) const CONFIGURATION: u8 = 78;
 
 /// Why a command does not end well: what the user is told, and the exit code.
 #[derive(Debug, PartialEq, Eq)]

@@ -11,12 +11,14 @@ mod args;
 mod bench;
 mod client;
 mod control;
+mod dead;
 mod demo;
 mod doctor;
 mod exit;
 mod handle;
 mod json;
 pub mod load;
+mod log;
 mod logs;
 mod output;
 mod receivers;
@@ -73,6 +75,8 @@ fn run(cli: &Cli, matches: &ArgMatches) -> Outcome {
         Command::Actions(args) => control::actions(args, server),
         Command::Connections(args) => control::connections(args, server),
         Command::Queue(args) => control::queue(args, server),
+        Command::Dead(args) => dead::run(args, server),
+        Command::Log(args) => log::run(args),
         Command::Doctor(args) => doctor::run(args, server),
         Command::Demo(args) => demo::run(args),
         Command::Bench(args) => bench::run(args, server),

@@ -155,6 +155,18 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "SIZE", env = "RINGPOST_MAX_DISK", value_parser = size)]
     max_disk: Option<u64>,
 
+    /// How long a handler may have a durable request without a word; then another gets it [default: 60s]
+    #[arg(long, value_name = "DURATION", env = "RINGPOST_HANDLE_TIMEOUT", value_parser = duration)]
+    handle_timeout: Option<Duration>,
+
+    /// How long dead letters are kept [default: 7d]
+    #[arg(long, value_name = "DURATION", env = "RINGPOST_DEAD_TTL", value_parser = duration)]
+    dead_ttl: Option<Duration>,
+
+    /// How many dead letters are kept; beyond it the oldest are dropped [default: 10000]
+    #[arg(long, value_name = "N", env = "RINGPOST_DEAD_LIMIT")]
+    dead_limit: Option<usize>,
+
     /// How long a leaving server waits for what is open [default: 10s]
     #[arg(long, value_name = "DURATION", env = "RINGPOST_DRAIN_TIMEOUT", value_parser = duration)]
     drain_timeout: Option<Duration>,
@@ -214,6 +226,9 @@ impl ServeArgs {
         replace(&mut config.sync, self.sync);
         replace(&mut config.segment_size, self.segment_size);
         replace(&mut config.max_disk, self.max_disk);
+        replace(&mut config.handle_timeout, self.handle_timeout);
+        replace(&mut config.dead_ttl, self.dead_ttl);
+        replace(&mut config.dead_limit, self.dead_limit);
         replace(&mut config.drain_timeout, self.drain_timeout);
         match config.validate() {
             Ok(()) => Ok(config),
@@ -281,7 +296,7 @@ mod tests {
              --max-actions 4 --max-ttl 5s --default-timeout 6s --outbound-limit 7MiB --handshake-timeout 8s \
              --ping-interval 9s --drain-timeout 10s --leg-queue-limit 11 --stuck-after 12s --session-linger 13s \
              --max-sessions-away 14 --outcome-limit 15KiB --memory 16MiB --data-dir d \
-             --sync interval:17s --segment-size 18MiB --max-disk 190MiB"
+             --sync interval:17s --segment-size 18MiB --max-disk 190MiB --handle-timeout 20s --dead-ttl 21s --dead-limit 22"
                 .split_whitespace()
                 .collect::<Vec<_>>()
                 .join(" ")
@@ -304,6 +319,7 @@ mod tests {
         (expected.leg_queue_limit, expected.max_sessions_away) = (11, 14);
         (expected.stuck_after, expected.session_linger) = (seconds(12), seconds(13));
         (expected.outcome_limit, expected.memory) = (15 << 10, 16 << 20);
+        (expected.handle_timeout, expected.dead_ttl, expected.dead_limit) = (seconds(20), seconds(21), 22);
         (expected.data_dir, expected.sync) = (Some("d".into()), Sync::Interval(seconds(17)));
         (expected.segment_size, expected.max_disk) = (18 << 20, 190 << 20);
         assert_eq!(config, expected);

@@ -163,6 +163,15 @@ pub struct Config {
     /// Bytes that the log may take on the disk before durable requests are refused; at least four segments. Default 8 GiB.
     #[serde(with = "units::size")]
     pub max_disk: u64,
+    /// How long a handler may have a durable request without an answer or a word of progress; then another gets it. Default
+    /// 60 s.
+    #[serde(with = "units::duration")]
+    pub handle_timeout: Duration,
+    /// How long dead letters are kept: durable sends that were given up. Default 7 days.
+    #[serde(with = "units::duration")]
+    pub dead_ttl: Duration,
+    /// How many dead letters are kept: beyond it the oldest are dropped. Default 10000.
+    pub dead_limit: usize,
     /// How long a leaving server waits for what is open. Default 10 s.
     #[serde(with = "units::duration")]
     pub drain_timeout: Duration,
@@ -196,6 +205,9 @@ impl Default for Config {
             sync: Sync::default(),
             segment_size: 64 << 20,
             max_disk: 8 << 30,
+            handle_timeout: broker.handle_timeout,
+            dead_ttl: broker.dead_ttl,
+            dead_limit: broker.dead_limit,
             drain_timeout: Duration::from_secs(10),
         }
     }
@@ -324,6 +336,8 @@ impl Config {
             ("handshake-timeout", self.handshake_timeout),
             ("ping-interval", self.ping_interval),
             ("stuck-after", self.stuck_after),
+            ("handle-timeout", self.handle_timeout),
+            ("dead-ttl", self.dead_ttl),
         ] {
             let allowed = Duration::from_millis(1)..=Duration::from_millis(u64::from(u32::MAX - 1));
             check(key, format!("{value:?}"), allowed.contains(&value), || "1ms to 49d".into())?;
@@ -361,6 +375,9 @@ impl Config {
             window_bytes: usize::try_from(self.outbound_limit / 4).unwrap_or(usize::MAX),
             leg_queue_limit: self.leg_queue_limit,
             stuck_after: self.stuck_after,
+            handle_timeout: self.handle_timeout,
+            dead_ttl: self.dead_ttl,
+            dead_limit: self.dead_limit,
             session_linger: self.session_linger,
             max_sessions_away: self.max_sessions_away,
             outcome_limit_bytes: usize::try_from(self.outcome_limit).unwrap_or(usize::MAX),

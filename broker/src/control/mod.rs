@@ -6,6 +6,7 @@
 //! | `$sys.receivers` | – | the names of the actions that have handlers |
 //! | `$sys.actions` | – | each action with its handlers and its queue |
 //! | `$sys.connections` | – | each connection with what it has open |
+//! | `$sys.dead` | see `dead` | sends that were given up; sending them again, forgetting them |
 //! | `$sys.queues` | see `queues` | what waits for handlers; looking into it, ending it |
 
 use bytes::Bytes;
@@ -17,11 +18,13 @@ use ringpost_protocol::{
 
 use crate::{Broker, ConnId, Speaks, slab::Key, state::Session};
 
+mod dead;
 mod lists;
 mod queues;
 mod stats;
 
-const KNOWN: &str = "`$sys.stats`, `$sys.receivers`, `$sys.actions`, `$sys.connections` and `$sys.queues`";
+const KNOWN: &str =
+    "`$sys.stats`, `$sys.receivers`, `$sys.actions`, `$sys.connections`, `$sys.queues` and `$sys.dead`";
 
 /// Why a control request could not be done: the code and the message of its reply.
 type Refused = (Code, String);
@@ -55,6 +58,7 @@ impl Broker {
             b"$sys.actions" => Ok(self.list_actions().to_string().into()),
             b"$sys.connections" => Ok(self.list_connections().to_string().into()),
             b"$sys.queues" => self.queues(content.payload()).map(|answer| answer.to_string().into()),
+            b"$sys.dead" => self.dead_letters(content.payload()).map(|answer| answer.to_string().into()),
             name => {
                 let name = String::from_utf8_lossy(name);
                 let message = format!("`{name}` is not one of the server's own actions: there are {KNOWN}");

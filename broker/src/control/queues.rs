@@ -117,7 +117,8 @@ impl Broker {
     }
 
     /// As handlers see it: boot and count, in hex.
-    fn id_of(&self, request: &Request) -> String {
-        format!("{:016x}-{:x}", self.config.boot, request.count)
+    pub(super) fn id_of(&self, request: &Request) -> String {
+        let boot = if request.is_durable() { self.config.log_id } else { self.config.boot };
+        format!("{boot:016x}-{:x}", request.count)
     }
 }

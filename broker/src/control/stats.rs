@@ -24,6 +24,7 @@ impl Broker {
             ("openDeliveries", self.deliveries.len() as u64),
             ("queuedRequests", queued as u64),
             ("queuedBytes", queued_bytes as u64),
+            ("deadLetters", self.dead.len() as u64),
             ("keptBytes", self.kept_bytes as u64),
             ("largeBytes", self.large.bytes() as u64),
             ("driverBytes", self.driver_bytes as u64),

@@ -76,9 +76,9 @@ impl Broker {
             });
             places.delivered = journal.append_moved(place, &record, key);
         }
+        let outcome = super::journal::reply_record(request, durable, &kept.content, self.now.wall_ms);
         if let Some(place) = is_in(places.reply)
-            && let Some(record) =
-                super::journal::reply_record(request, durable, &kept.content, self.now.wall_ms)
+            && let Some(record) = outcome.or_else(|| super::journal::failure_record(request, durable))
         {
             places.reply = journal.append_moved(place, &record, key);
         }

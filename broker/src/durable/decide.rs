@@ -40,7 +40,7 @@ impl Broker {
         }
         request.state = RequestState::Decided;
         let over = request.deadline <= self.now.mono;
-        let wants_reply = request.wants_reply();
+        let (wants_reply, received) = (request.wants_reply(), request.received.mono);
         let lease = self.durable_mut(key).and_then(|durable| durable.lease.take());
         self.stop_timer(lease);
         if !wants_reply {
@@ -49,11 +49,13 @@ impl Broker {
         if over {
             // Its outcome, that it expired, is to be had for as long as a session without a client.
             let until = self.now.mono + self.config.session_linger;
-            request.timer = self.timers.insert(until, Timer::Request(key));
+            let timer = self.timers.insert(until, Timer::Request(key));
+            if let Some(request) = self.requests.get_mut(key) {
+                request.timer = timer;
+            }
         }
         let handled = answered.is_some();
-        let handled_after_ms =
-            if handled { millis_between(request.received.mono, self.now.mono) } else { u32::MAX };
+        let handled_after_ms = if handled { millis_between(received, self.now.mono) } else { u32::MAX };
         content.count_large(MIN_COUNTED_BYTES, &self.large);
         self.keep(key, content);
         if let Some(durable) = self.durable_mut(key) {

@@ -38,7 +38,13 @@ pub(crate) struct Failure {
 
 impl Broker {
     /// A handler has failed at a durable send, as it says.
-    pub(crate) fn send_failed(&mut self, key: Key<Request>, verdict: Verdict, content: &Content, answered: Answered) {
+    pub(crate) fn send_failed(
+        &mut self,
+        key: Key<Request>,
+        verdict: Verdict,
+        content: &Content,
+        answered: Answered,
+    ) {
         let Some(request) = self.requests.get_mut(key) else { return };
         let (attempt, used_up) = (request.attempt, request.attempt >= request.max_attempts);
         let pause = match verdict {

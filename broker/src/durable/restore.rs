@@ -9,7 +9,7 @@ use ringpost_protocol::{
     time::Now,
 };
 
-use super::{Decided, Durable, Places};
+use super::{Decided, Durable, Places, failures::Failure};
 use crate::{
     Broker,
     log::{Location, Record, body},
@@ -33,7 +33,10 @@ struct Entry {
     places: Places,
     asked: Option<Asked>,
     attempt: u16,
+    /// The last attempt that failed.
+    failed: u16,
     outcome: Option<Outcome>,
+    failure: Option<Failure>,
 }
 
 #[derive(Debug)]
@@ -87,8 +90,21 @@ impl Restore {
                 // Recovery has checked it before.
                 Err(_) => died(at),
             },
-            // Of a version that can write them; this one has no use for them.
-            Record::Retry(_) | Record::Dead(_) => died(at),
+            Record::Retry(retry) => {
+                let entry = self.entry(retry.count);
+                entry.places.reply.replace(at).into_iter().for_each(died);
+                (entry.attempt, entry.failed) = (retry.attempt, retry.attempt);
+                let message = Bytes::copy_from_slice(retry.message);
+                entry.failure = Some(Failure { message, at_ms: retry.not_before_ms, dead: None });
+            }
+            Record::Dead(dead) => {
+                let entry = self.entry(dead.count);
+                entry.places.reply.replace(at).into_iter().for_each(died);
+                (entry.attempt, entry.failed) = (dead.attempt, dead.attempt);
+                let message = Bytes::copy_from_slice(dead.message);
+                let code = Code::from_number(dead.code).unwrap_or(Code::Remote);
+                entry.failure = Some(Failure { message, at_ms: dead.wall_ms, dead: Some(code) });
+            }
             Record::Boot(_) | Record::Mark(_) | Record::Lost(_) => {}
         }
     }
@@ -137,30 +153,32 @@ impl Broker {
         self.request_count = restore.last_count.max(highest_count);
         self.log_boot();
         for (count, entry) in restore.entries {
-            match entry.asked {
-                Some(asked) => self.restore_one(count, asked, entry.attempt, entry.outcome, entry.places),
+            let mut entry = entry;
+            match entry.asked.take() {
+                Some(asked) => self.restore_one(count, asked, entry),
                 // What is left of one that is done: its `done` went before what it buries was forgotten.
                 None => self.forget_places(entry.places),
             }
         }
     }
 
-    fn restore_one(
-        &mut self,
-        count: u64,
-        asked: Asked,
-        attempt: u16,
-        outcome: Option<Outcome>,
-        places: Places,
-    ) {
+    fn restore_one(&mut self, count: u64, asked: Asked, entry: Entry) {
+        let Entry { places, attempt, failed, outcome, failure, .. } = entry;
         let Now { mono, wall_ms } = self.now;
         let millis = |from: u64, to: u64| Duration::from_millis(to.saturating_sub(from));
-        let deadline = mono + millis(wall_ms, asked.expires_ms);
+        let dead = failure.as_ref().is_some_and(|failure| failure.dead.is_some());
+        let dead_ttl_ms = self.config.dead_ttl.as_millis() as u64;
+        let expires_ms = match &failure {
+            Some(failure) if dead => failure.at_ms.saturating_add(dead_ttl_ms),
+            _ => asked.expires_ms,
+        };
+        let deadline = mono + millis(wall_ms, expires_ms);
+        let rests_ms = failure.as_ref().map_or(0, |failure| failure.at_ms);
         let key = self.requests.next_key();
         let timer = self.timers.insert(deadline, Timer::Request(key));
-        let session = self.session_of_log(&asked.session);
+        let session = if dead { None } else { self.session_of_log(&asked.session) };
         let nowhere = Key::from_raw(u64::MAX);
-        let action = if outcome.is_some() { nowhere } else { self.action_for(asked.content.name()) };
+        let action = if outcome.is_some() || dead { nowhere } else { self.action_for(asked.content.name()) };
         let content_bytes = asked.content.len() as u32;
         let decided = outcome.as_ref().map(|outcome| Decided {
             code: outcome.code,
@@ -174,13 +192,16 @@ impl Broker {
             expires_ms: asked.expires_ms,
             session: asked.session,
             places,
+            failure,
             decided,
+            ..Durable::default()
         };
         let delivered_after_ms = outcome.as_ref().map_or(u32::MAX, |outcome| outcome.delivered_after_ms);
         let attempt = match &outcome {
             Some(outcome) => outcome.attempt,
-            // Not over yet, or the outcome would be there: restarts do not use up attempts.
-            None => attempt.saturating_sub(1),
+            // What failed has been counted.
+            // One that was not over: restarts do not use up attempts.
+            None => attempt.saturating_sub(1).max(failed),
         };
         let content = outcome.map_or(asked.content, |outcome| outcome.content);
         self.kept_bytes += content.uncounted_len();
@@ -204,7 +225,11 @@ impl Broker {
             delivered_after_ms,
             kept: Some(kept),
             content_bytes,
-            state: if decided.is_some() { RequestState::Decided } else { RequestState::Logging },
+            state: match decided.is_some() {
+                true => RequestState::Decided,
+                false if dead => RequestState::Dead,
+                false => RequestState::Resting,
+            },
         });
         if let Some(session) = session.and_then(|session| self.sessions.get_mut(session)) {
             session.open.insert(asked.number, key);
@@ -214,11 +239,21 @@ impl Broker {
                 session.by_tag.insert(asked.tag, asked.number);
             }
         }
-        if decided.is_none() {
+        if dead {
+            self.dead.insert(count, key);
+        } else if decided.is_some() {
+            if session.is_none() {
+                self.finish(key);
+            }
+        } else if rests_ms > wall_ms {
+            let rest = self.timers.insert(mono + millis(wall_ms, rests_ms), Timer::Rested(key));
+            if let Some(durable) = self.durable_mut(key) {
+                durable.rest = Some(rest);
+            }
+        } else {
             self.enqueue(action, key, false);
-        } else if session.is_none() {
-            self.finish(key);
         }
+        self.forget_action_if_unused(action);
     }
 
     /// The session that a request in the log belongs to; one without a name cannot be come back to.

@@ -473,3 +473,130 @@ fn what_stays_does_not_keep_the_rest() {
     let later = logged.handler("later", 1);
     assert_eq!(logged.deliveries(later)[0].content.payload(), b"1");
 }
+
+fn say_verdict(logged: &mut Logged, conn: ConnId, delivery: u64, verdict: Verdict) {
+    logged.answer(conn, delivery, verdict);
+    logged.sync();
+}
+
+/// A send that its handler fails is tried again, after pauses that grow, also over a restart; when its attempts are used up
+/// it is a dead letter. It can be looked at, sent again, and forgotten.
+#[test]
+fn failed_sends_become_dead_letters() {
+    let mut logged = Logged::new(Config::default());
+    let (handler, requester) = (logged.handler("sum", 1), logged.named("r"));
+    logged.request(requester, 1, durable_send);
+    logged.sync();
+    let mut pauses = Vec::new();
+    let mut held = logged.deliveries(handler);
+    for attempt in 1..=4 {
+        assert_eq!(held.remove(0).attempt, attempt);
+        let delivery = logged.broker.deliveries.iter().next().unwrap().0.raw();
+        say_verdict(&mut logged, handler, delivery, Verdict::Error);
+        let begun = logged.now.mono;
+        while held.is_empty() {
+            logged.pass(Duration::from_millis(1));
+            held = logged.deliveries(handler);
+        }
+        pauses.push(logged.now.mono.since(begun).as_millis() / 100);
+        logged.sync();
+    }
+    assert_eq!(pauses, [0, 1, 2, 4], "in tenths of a second");
+    logged.restart();
+    let handler = logged.handler("sum", 1);
+    let last = logged.deliveries(handler).remove(0);
+    assert_eq!(last.attempt, 5, "the attempt that the restart broke off does not count");
+    say_verdict(&mut logged, handler, last.delivery, Verdict::Error);
+    assert_eq!((logged.broker.dead.len(), logged.broker.counters().dead_letters), (1, 1));
+    logged.restart();
+    assert_eq!(logged.broker.dead.len(), 1);
+    let handler = logged.handler("sum", 1);
+    assert!(logged.deliveries(handler).is_empty());
+    let operator = logged.connect(Speaks::Binary);
+    let ask = |logged: &mut Logged, number: u64, data: &[u8]| -> serde_json::Value {
+        logged.request(operator, number, |request| {
+            request.content = Content::from_parts(b"$sys.dead", b"", b"", data);
+        });
+        let reply = logged.replies(operator).remove(0);
+        serde_json::from_slice(reply.content.payload()).unwrap()
+    };
+    let list = ask(&mut logged, 1, b"null");
+    assert_eq!(
+        (&list[0]["attempts"], &list[0]["error"], &list[0]["code"]),
+        (&5.into(), &"3".into(), &"remote".into())
+    );
+    let id = list[0]["requestId"].as_str().unwrap().to_owned();
+    let resend = format!("{{\"op\":\"resend\",\"requestId\":\"{id}\"}}");
+    assert_eq!(ask(&mut logged, 2, resend.as_bytes())["sent"], 1);
+    let again = logged.deliveries(handler).remove(0);
+    assert_eq!(again.attempt, 1);
+    say_verdict(&mut logged, handler, again.delivery, Verdict::Reject);
+    assert_eq!(ask(&mut logged, 3, b"{\"op\":\"drop\"}")["dropped"], 1);
+    assert_eq!(logged.broker.open_requests(), 0);
+    logged.sync();
+    logged.restart();
+    assert_eq!((logged.broker.dead.len(), logged.broker.open_requests()), (0, 0));
+}
+
+/// A handler may say when to try again; and a send that nobody handles in its time is a dead letter too, for a time and up
+/// to a number of its own.
+#[test]
+fn dead_letters_are_bounded() {
+    let mut logged = Logged::new(Config { dead_limit: 2, dead_ttl: HOUR, ..Config::default() });
+    let (handler, requester) = (logged.handler("sum", 1), logged.named("r"));
+    logged.request(requester, 1, durable_send);
+    logged.sync();
+    let held = logged.deliveries(handler).remove(0);
+    say_verdict(&mut logged, handler, held.delivery, Verdict::Retry(5000));
+    logged.pass(Duration::from_millis(4990));
+    assert!(logged.deliveries(handler).is_empty());
+    logged.pass(Duration::from_millis(20));
+    assert_eq!(logged.deliveries(handler).remove(0).attempt, 2);
+    logged.input(Input::Closed { conn: handler });
+    for number in 2..=4 {
+        logged.request(requester, number, |request| {
+            durable_send(request);
+            request.ttl_ms = 1000;
+        });
+    }
+    logged.sync();
+    logged.pass(Duration::from_secs(2));
+    logged.sync();
+    assert_eq!((logged.broker.dead.len(), logged.broker.counters().dead_letters), (2, 3));
+    logged.pass(HOUR);
+    assert_eq!((logged.broker.dead.len(), logged.broker.open_requests()), (0, 1));
+}
+
+/// A handler that has had a durable request for too long loses it to another, unless it says that it is at work; what it
+/// answers later does not count.
+#[test]
+fn leases_end_and_progress_extends_them() {
+    let handle_timeout = Duration::from_secs(10);
+    let mut logged = Logged::new(Config { handle_timeout, ..Config::default() });
+    let (slow, requester) = (logged.handler("sum", 1), logged.named("r"));
+    logged.request(requester, 1, durable);
+    logged.sync();
+    let held = logged.deliveries(slow).remove(0);
+    for _ in 0..3 {
+        logged.pass(Duration::from_secs(9));
+        logged.say(requester, ClientMessage::Ping(1));
+        let (number, tag) = (held.delivery, Default::default());
+        let content = Content::default();
+        logged.say(
+            slow,
+            ClientMessage::Progress(ringpost_protocol::message::Progress { number, tag, content }),
+        );
+    }
+    let quick = logged.handler("sum", 1);
+    logged.pass(Duration::from_millis(9990));
+    assert!(logged.deliveries(quick).is_empty());
+    logged.pass(Duration::from_millis(20));
+    let again = logged.deliveries(quick).remove(0);
+    assert_eq!(again.attempt, 2);
+    assert!(logged.take(slow).iter().any(|message| matches!(message, ServerMessage::Cancel { .. })));
+    logged.answered(slow, held.delivery, 1);
+    logged.answered(quick, again.delivery, 1);
+    logged.sync();
+    assert_eq!(logged.codes(requester), [(1, None)]);
+    assert_eq!(logged.broker.counters().late_answers, 1);
+}

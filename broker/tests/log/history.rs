@@ -192,7 +192,14 @@ impl History {
     }
 
     pub(crate) fn begin_one(&mut self) -> bool {
-        let Some(operation) = self.writer.poll(self.now) else { return false };
+        let Some(operation) = self.writer.poll(self.now) else {
+            let deadline = self.writer.next_deadline();
+            assert!(
+                deadline.is_none_or(|at| at > self.now.mono),
+                "nothing to do, and a deadline that is over"
+            );
+            return false;
+        };
         self.disk.begin(operation);
         true
     }

@@ -27,6 +27,14 @@ impl LogFiles {
         Ok(Self { directory: Directory::create(directory)?, lock: None, last: None })
     }
 
+    /// Opens a directory that is there: for tools, which must not make an empty log where there is none.
+    ///
+    /// # Errors
+    /// It is missing, or cannot be opened.
+    pub fn open_existing(directory: &Path) -> Result<Self, FileError> {
+        Ok(Self { directory: Directory::open(directory)?, lock: None, last: None })
+    }
+
     fn file(&self, name: &str, how: Open) -> io::Result<File> {
         Ok(self.directory.open_file(name, how)?)
     }

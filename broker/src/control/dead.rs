@@ -1,0 +1,92 @@
+//! `$sys.dead`: dead letters, which are durable sends that were given up.
+//!
+//! | data | reply |
+//! |---|---|
+//! | `null` or `{"op":"list","count":N}` | the oldest dead letters, at most 1000, with why and the beginning of their data |
+//! | `{"op":"show","requestId":R}` | one of them, with all of its data if that is text |
+//! | `{"op":"resend","requestId":R}`, or without an id all | gives it another life; how many |
+//! | `{"op":"drop","requestId":R}`, or without an id all | forgets it; how many |
+
+use ringpost_protocol::Code;
+use serde_json::{Value, json};
+
+use super::Refused;
+use crate::{Broker, slab::Key, state::Request};
+
+const COUNT: u64 = 100;
+const MAX_COUNT: u64 = 1000;
+/// Bytes of data that a list shows of each.
+const PEEK_BYTES: usize = 256;
+const USAGE: &str =
+    "give no data, or an `op`: list (count), show (requestId), resend, drop (requestId, or all)";
+
+impl Broker {
+    pub(super) fn dead_letters(&mut self, data: &[u8]) -> Result<Value, Refused> {
+        let malformed = |message: String| (Code::Malformed, message);
+        let data = if data.is_empty() { b"null" } else { data };
+        let data: Value =
+            serde_json::from_slice(data).map_err(|error| malformed(format!("{error}: {USAGE}")))?;
+        match (data.is_null(), data["op"].as_str()) {
+            (true, _) | (_, Some("list")) => {
+                let count = data["count"].as_u64().unwrap_or(COUNT).min(MAX_COUNT) as usize;
+                Ok(self
+                    .dead
+                    .values()
+                    .take(count)
+                    .filter_map(|key| self.describe_dead(*key, PEEK_BYTES))
+                    .collect())
+            }
+            (_, Some("show")) => {
+                let key = self.dead_called(&data)?;
+                let shown = key.first().and_then(|key| self.describe_dead(*key, usize::MAX));
+                Ok(shown.unwrap_or(Value::Null))
+            }
+            (_, Some("resend")) => {
+                let counts: Vec<_> =
+                    self.dead_called(&data)?.into_iter().filter_map(|key| self.count_of(key)).collect();
+                let sent = counts.into_iter().filter(|count| self.resend(*count)).count();
+                Ok(json!({ "sent": sent }))
+            }
+            (_, Some("drop")) => {
+                let dropped = self.dead_called(&data)?;
+                dropped.iter().for_each(|key| self.finish(*key));
+                Ok(json!({ "dropped": dropped.len() }))
+            }
+            _ => Err(malformed(USAGE.to_owned())),
+        }
+    }
+
+    fn count_of(&self, key: Key<Request>) -> Option<u64> {
+        self.requests.get(key).map(|request| request.count)
+    }
+
+    /// The one that is meant, or all of them.
+    fn dead_called(&self, data: &Value) -> Result<Vec<Key<Request>>, Refused> {
+        let all = || self.dead.values().copied();
+        let Some(id) = data.get("requestId") else { return Ok(all().collect()) };
+        let called = |key: &Key<Request>| {
+            self.requests.get(*key).is_some_and(|request| Some(self.id_of(request).as_str()) == id.as_str())
+        };
+        match all().find(called) {
+            Some(key) => Ok(vec![key]),
+            None => Err((Code::NoHandler, format!("there is no dead letter {id}: `list` shows their ids"))),
+        }
+    }
+
+    fn describe_dead(&self, key: Key<Request>, bytes: usize) -> Option<Value> {
+        let (request, kept) = (self.requests.get(key)?, self.kept_of(key)?);
+        let failure = kept.durable.as_deref()?.failure.as_ref()?;
+        let (content, data) = (&kept.content, kept.content.payload());
+        Some(json!({
+            "requestId": self.id_of(request),
+            "action": String::from_utf8_lossy(content.name()),
+            "code": failure.dead.map(Code::text),
+            "error": String::from_utf8_lossy(&failure.message),
+            "attempts": request.attempt,
+            "receivedAt": request.received.wall_ms,
+            "diedAt": failure.at_ms,
+            "bytes": request.content_bytes,
+            "data": String::from_utf8_lossy(&data[..data.len().min(bytes)]),
+        }))
+    }
+}
