@@ -1,6 +1,7 @@
 //! `ringpost bench`: load on a server, and figures.
 
 use std::{
+    ffi::OsString,
     net::{SocketAddr, TcpStream, ToSocketAddrs},
     os::unix::process::CommandExt,
     process::Command,
@@ -17,6 +18,7 @@ use clap::{
     value_parser,
 };
 use ringpost_protocol::Code;
+use ringpost_server::Sync;
 use rustix::{
     process::Pid,
     thread::{CpuSet, sched_getaffinity},
@@ -38,12 +40,17 @@ const EXAMPLES: &str = "\
 Examples:
   ringpost bench --spawn
   ringpost bench --spawn --requesters 64 --in-flight 1 --handlers 8
+  ringpost bench --spawn --durable --sync interval:1s --requesters 4
   ringpost bench --server-pid $(pidof ringpost) --size 1024 --duration 10s --json
 
 Each requester keeps its number of requests in flight; handlers echo. With one request in flight \
 in all, the latency is the way there and back; with many, it is the time that a request waits \
 behind the others. The load comes from one thread that stays on one processor; a server started \
 with --spawn stays on another one.
+
+Durable requests are accepted when they are logged. A server started for them has its data in a \
+temporary folder, in the first of $TMPDIR, /var/tmp and the working directory that is on a disk; \
+say which policy it has with --sync. Another server has its own policy.
 
 Ctrl-C ends it early: it prints the figures so far, and ends with 130.
 
@@ -85,6 +92,14 @@ pub(crate) struct BenchArgs {
     )]
     dialect: Dialect,
 
+    /// Request durably: what is accepted is logged, and replies are kept until they are acknowledged
+    #[arg(long)]
+    durable: bool,
+
+    /// When the started server syncs its log: `always` before a request is accepted, `interval:7s`, or `never` [default: always]
+    #[arg(long, value_name = "POLICY", requires_all = ["durable", "spawn"], value_parser = sync)]
+    sync: Option<String>,
+
     /// The action to request
     #[arg(long, default_value = "bench", value_parser = args::own_action)]
     action: String,
@@ -108,8 +123,11 @@ pub(crate) fn run(args: &BenchArgs, server: &ServerArgs) -> Outcome {
     let what = format!("a load of {connections} connections (--requesters and --handlers)");
     client::open_files(connections + OTHER_OPEN_FILES, &what)?;
     let cores = Cores::choose(args.server_pid)?;
+    // Kept until the end, and longer than the server: its data.
+    let disk = if args.spawn && args.durable { Some(own_disk()?) } else { None };
+    let storage = disk.as_ref().map_or_else(Vec::new, |disk| storage(disk, args.sync.as_deref()));
     // Kept until the end: dropping it ends the server.
-    let spawned = if args.spawn { Some(spawn_server(cores.server)?) } else { None };
+    let spawned = if args.spawn { Some(spawn_server_with(cores.server, &storage)?) } else { None };
     let address = match &spawned {
         Some(server) => server.address(),
         None => resolve(server)?,
@@ -117,6 +135,7 @@ pub(crate) fn run(args: &BenchArgs, server: &ServerArgs) -> Outcome {
     let options = load::Options {
         server_pid: spawned.as_ref().map(load::Server::pid).or(args.server_pid),
         dialect: args.dialect,
+        durable: args.durable,
         action: args.action.clone(),
         requesters: args.requesters,
         in_flight: args.in_flight,
@@ -191,11 +210,39 @@ pub(crate) fn failure(error: &anyhow::Error) -> Failure {
     Failure::new(Code::Connect.exit_code(), format!("no load could be put on the server: {error:#}"))
 }
 
+/// A place for the log of a server of our own.
+fn own_disk() -> Outcome<load::Disk> {
+    let disk = load::Disk::temporary().map_err(|error| {
+        Failure::new(Code::DurableUnavailable.exit_code(), format!("no place for the server's log: {error:#}"))
+    })?;
+    note(format_args!("the server's log is in {}, {}", disk.path().display(), disk.file_system()));
+    Ok(disk)
+}
+
+/// What a server is told of its log.
+fn storage(disk: &load::Disk, sync: Option<&str>) -> Vec<OsString> {
+    let mut arguments = vec!["--data-dir".into(), disk.path().into()];
+    if let Some(sync) = sync {
+        arguments.extend(["--sync".into(), sync.into()]);
+    }
+    arguments
+}
+
+/// A policy as the server is told it, once it is known to be one.
+fn sync(text: &str) -> Result<String, String> {
+    text.parse::<Sync>().map(|_| text.to_owned())
+}
+
 /// A server in a process of its own, which ends with this one.
 pub(crate) fn spawn_server(core: Option<usize>) -> Outcome<load::Server> {
+    spawn_server_with(core, &[])
+}
+
+fn spawn_server_with(core: Option<usize>, arguments: &[OsString]) -> Outcome<load::Server> {
     let mut command = own_command()?;
     command.args(["serve", "--listen", "127.0.0.1:0", "--log", "warn"]).arg("--parent");
     command.arg(std::process::id().to_string());
+    command.args(arguments);
     // A terminal's Ctrl-C is meant for this process, which ends the server when it is done.
     command.process_group(0);
     // What is set for another server is not meant for this one.

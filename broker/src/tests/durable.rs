@@ -600,3 +600,22 @@ fn leases_end_and_progress_extends_them() {
     assert_eq!(logged.codes(requester), [(1, None)]);
     assert_eq!(logged.broker.counters().late_answers, 1);
 }
+
+/// A durable request that names no ttl has a day; a longer one than the server allows is cut.
+#[test]
+fn a_day_is_the_usual_ttl() {
+    for (max_ttl, ttl_ms, hours) in [(7 * 24, 0, 24), (7 * 24, 3_600_000, 1), (2, 0, 2), (2, 10_800_000, 2)] {
+        let mut logged = Logged::new(Config { max_ttl: HOUR * max_ttl, ..Config::default() });
+        let requester = logged.named("r");
+        logged.request(requester, 1, |request| {
+            durable(request);
+            request.ttl_ms = ttl_ms;
+        });
+        logged.sync();
+        logged.pass(HOUR * hours - Duration::from_secs(1));
+        let waits = |logged: &Logged| logged.broker.requests.iter().any(|(_, request)| request.is_queued());
+        assert!(waits(&logged));
+        logged.pass(Duration::from_secs(2));
+        assert!(!waits(&logged), "{max_ttl} h at most, {ttl_ms} ms asked for");
+    }
+}

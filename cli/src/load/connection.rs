@@ -54,6 +54,12 @@ impl<W: Wire> Connection<W> {
         self.flush()
     }
 
+    /// Says the protocol's last words.
+    pub(super) fn close(&mut self) -> anyhow::Result<()> {
+        self.wire.close(&mut self.output.bytes);
+        self.flush()
+    }
+
     /// Requests without an outcome.
     pub(super) fn open_requests(&self) -> usize {
         self.window.open()

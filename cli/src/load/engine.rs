@@ -56,6 +56,7 @@ pub(super) fn run<W: Wire>(
 
     engine.tally.sending = false;
     engine.run_for(Phase::Drain, PATIENCE, on_progress, |engine| engine.open_requests() == 0)?;
+    engine.connections.iter_mut().try_for_each(Connection::close)?;
     Ok(Outcome {
         protocol: W::NAME.to_owned(),
         requests_per_second: requests as f64 / elapsed.as_secs_f64(),

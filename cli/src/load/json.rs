@@ -34,6 +34,7 @@ impl Wire for Json {
     const NAME: &'static str = "ringpost json";
 
     fn new(role: Role, _index: u32, options: &Options) -> anyhow::Result<Self> {
+        ensure!(!options.durable, "a durable load speaks the binary dialect, not JSON");
         ensure!(options.size >= 1, "the shortest JSON text has 1 byte, not {}", options.size);
         let payload = wire::payload(options.size);
         let action = serde_json::to_string(&options.action)?;

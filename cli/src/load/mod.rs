@@ -7,6 +7,7 @@
 //! * [`Options`] → [`run`] → [`Outcome`]; [`run_with`] does the same over a protocol of the caller's, and [`run_until`]
 //!   can be ended early.
 //! * [`on_core`], [`CpuMeter`], [`Latency`], [`Share`]: how it pins and measures, for whoever puts a load of another kind.
+//! * [`Disk`]: a temporary folder for a durable server, on a file system that really has a disk.
 //! * [`Server`]: a server process of one's own, pinned, that listens on a free port and ends with its owner.
 //! * [`print_table`]: the outcome for people; as a serde structure it is for programs.
 //!
@@ -16,6 +17,7 @@
 mod binary;
 mod connection;
 mod cpu;
+mod disk;
 mod engine;
 mod json;
 mod machine;
@@ -31,6 +33,7 @@ use serde::{Deserialize, Serialize};
 
 pub use binary::Binary;
 pub use cpu::{CpuMeter, on_core};
+pub use disk::Disk;
 pub use json::Json;
 pub use machine::Machine;
 pub use outcome::{Latency, Outcome, Share, print_table};
@@ -82,6 +85,10 @@ pub struct Options {
     pub handlers: u32,
     /// Bytes of a request's and its reply's payload, which is JSON text. At least 1 where the dialect is JSON.
     pub size: usize,
+    /// Whether requests are durable: accepted when they are logged, their replies kept until they are acknowledged. In
+    /// the binary dialect only; [`run_with`] does not look at it.
+    #[serde(default)]
+    pub durable: bool,
     /// Traffic before the measuring begins.
     pub warm_up: Duration,
     /// How long to measure.
@@ -102,6 +109,7 @@ impl Options {
             in_flight: 64,
             handlers: 4,
             size: 128,
+            durable: false,
             warm_up: Duration::from_millis(500),
             duration: Duration::from_secs(5),
             pin: None,

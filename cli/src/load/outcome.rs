@@ -99,8 +99,13 @@ pub fn print_table(outcome: &Outcome, out: &mut dyn Write) -> io::Result<()> {
     row(
         "load",
         format!(
-            "{} requesters × {} in flight, {} handlers, {} bytes, {:.1} s",
-            options.requesters, options.in_flight, options.handlers, options.size, outcome.elapsed_seconds
+            "{} requesters × {} in flight, {} handlers, {} bytes, {:.1} s{}",
+            options.requesters,
+            options.in_flight,
+            options.handlers,
+            options.size,
+            outcome.elapsed_seconds,
+            if options.durable { ", durable" } else { "" }
         ),
     )?;
     row("requests/s", format!("{:.0}", outcome.requests_per_second))?;

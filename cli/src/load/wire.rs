@@ -36,6 +36,9 @@ pub trait Wire: Sized {
     /// # Errors
     /// When the server breaks the protocol, refuses the connection, or leaves.
     fn next(&mut self, input: &[u8], out: &mut Vec<u8>) -> anyhow::Result<Option<(usize, Event)>>;
+
+    /// Appends what this connection says last, so that nothing of the run is left with the server.
+    fn close(&mut self, _out: &mut Vec<u8>) {}
 }
 
 /// What a message meant.

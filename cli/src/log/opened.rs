@@ -96,7 +96,9 @@ impl Opened {
     pub(super) fn failure(&self, error: &LogError) -> Failure {
         let what = format!("the log in {}", self.path.display());
         match (error, error.kind()) {
-            (LogError::Io { source, .. }, _) => Failure::system(&what, source),
+            (LogError::Io { file, doing, source }, _) => {
+                Failure::system(&format!("{what}: cannot {doing} {file}"), source)
+            }
             (_, LogErrorKind::Corrupt) => Failure::new(BAD_DATA, format!("{what}: {error}")),
             (_, _) => Failure::new(CONFIGURATION, format!("{what}: {error}")),
         }
