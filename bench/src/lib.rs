@@ -3,6 +3,7 @@
 //! * [`rows`]: the table of figures: what is measured, and what must be reached. [`contest`]: measuring it, side by side in
 //!   turns. [`nats`]: NATS's protocol for the load generator, which puts the same load on both. [`sdk`]: the load of the
 //!   rows that measure SDKs.
+//! * [`durable`]: durable requests, with [`jetstream`] beside them.
 //! * [`idle`]: the memory of idle connections. [`neighbours`]: what one misbehaving client does to the others.
 //! * [`report`]: the results as Markdown.
 //! * [`work`]: the path of a request through the pure crates, for the criterion benches and for [`instructions`], which
@@ -13,8 +14,10 @@
 #![forbid(unsafe_code)]
 
 pub mod contest;
+pub mod durable;
 pub mod idle;
 pub mod instructions;
+pub mod jetstream;
 pub mod misbehaviour;
 pub mod nats;
 pub mod neighbours;

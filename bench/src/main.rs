@@ -14,7 +14,7 @@ use anyhow::{Context, bail, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ringpost_bench::{
     contest::{self, Cores, Plan, Side},
-    idle,
+    durable, idle,
     instructions::{self, Comparison, Record},
     neighbours,
     report::{self, Circumstances, Results},
@@ -56,7 +56,7 @@ struct Instructions {
 #[derive(Debug, Args)]
 struct Rows {
     /// What to measure.
-    #[arg(long, value_delimiter = ',', default_value = "rows,idle,neighbours")]
+    #[arg(long, value_delimiter = ',', default_value = "rows,durable,idle,neighbours")]
     parts: Vec<Part>,
     /// Which rows.
     #[arg(long, value_delimiter = ',', default_value = "1,2,3,4,5,7")]
@@ -91,6 +91,8 @@ struct Rows {
 enum Part {
     /// The rows of the table of figures.
     Rows,
+    /// Row 6: durable requests, under each policy of syncing.
+    Durable,
     /// The memory of idle connections. Of Ringpost only.
     Idle,
     /// What one misbehaving client does to the others. Of Ringpost only.
@@ -167,6 +169,9 @@ fn run(arguments: &Rows, needs_nats: bool) -> anyhow::Result<()> {
         let mut results = Results::default();
         if has(Part::Rows) {
             results.rows = contest::measure(&rows, &sides, plan, tell)?;
+        }
+        if has(Part::Durable) {
+            results.durable = Some(durable::measure(&sides, plan, tell)?);
         }
         if has(Part::Idle) {
             results.idle = idle::measure(ringpost, plan, tell)?;

@@ -29,24 +29,11 @@ impl Wire for Nats {
     const NAME: &'static str = "nats";
 
     fn new(role: Role, index: u32, options: &Options) -> anyhow::Result<Self> {
-        let action = &options.action;
-        ensure!(!action.contains(char::is_whitespace), "a NATS subject has no white space in it: {action:?}");
         let subscription = match role {
             Role::Requester => format!("_INBOX.{index}.*"),
-            Role::Handler => format!("{action} handlers"),
+            Role::Handler => format!("{} handlers", options.action),
         };
-        let payload = wire::payload(options.size);
-        let before_number = format!("PUB {action} _INBOX.{index}.");
-        let mut request = format!("{before_number}{} {}\r\n", "0".repeat(DIGITS), payload.len()).into_bytes();
-        request.extend_from_slice(&payload);
-        request.extend_from_slice(b"\r\n");
-        Ok(Self {
-            role,
-            greeting: format!("{CONNECT}\r\nSUB {subscription} 1\r\nPING\r\n"),
-            payload,
-            request,
-            number_at: before_number.len(),
-        })
+        Self::subscribed(&subscription, role, index, options)
     }
 
     fn open(&mut self, out: &mut Vec<u8>) {
@@ -62,39 +49,46 @@ impl Wire for Nats {
 
     #[inline]
     fn next(&mut self, input: &[u8], out: &mut Vec<u8>) -> anyhow::Result<Option<(usize, Event)>> {
-        let Some(newline) = memchr(b'\n', input) else { return Ok(None) };
-        let line = input[..newline].trim_ascii_end();
-        let Some(arguments) = line.strip_prefix(b"MSG ") else {
-            return Ok(Some((newline + 1, control(line, out)?)));
-        };
-        let message = Message::parse(arguments)
-            .with_context(|| format!("the server's line {}", String::from_utf8_lossy(line)))?;
-        let start = newline + 1;
-        let end = start + message.bytes;
-        if input.len() < end + 2 {
-            return Ok(None);
-        }
-        let payload = &input[start..end];
-        let event = match self.role {
-            Role::Requester => self.reply(message.subject, payload)?,
-            Role::Handler => {
-                echo(
-                    message.reply_to.context("a request without a reply subject")?,
-                    message.size,
-                    payload,
-                    out,
-                );
+        let Some((bytes, incoming)) = read(input, out)? else { return Ok(None) };
+        let event = match (incoming, self.role) {
+            (Incoming::Control(event), _) => event,
+            (Incoming::Message { message, payload }, Role::Requester) => self.reply(&message, payload)?,
+            (Incoming::Message { message, payload }, Role::Handler) => {
+                let reply_to = message.reply_to.context("a request without a reply subject")?;
+                echo(reply_to, message.size, payload, out);
                 Event::Other
             }
         };
-        Ok(Some((end + 2, event)))
+        Ok(Some((bytes, event)))
     }
 }
 
 impl Nats {
-    fn reply(&self, subject: &[u8], payload: &[u8]) -> anyhow::Result<Event> {
-        let digits = subject.len().checked_sub(DIGITS).map(|start| &subject[start..]);
-        let number = digits.and_then(wire::read_digits).context("a reply subject that was never named")?;
+    /// A connection with one subscription, whose requests name a reply subject of their own in `_INBOX.<index>.*`.
+    pub(crate) fn subscribed(
+        subscription: &str,
+        role: Role,
+        index: u32,
+        options: &Options,
+    ) -> anyhow::Result<Self> {
+        let action = &options.action;
+        ensure!(!action.contains(char::is_whitespace), "a NATS subject has no white space in it: {action:?}");
+        let payload = wire::payload(options.size);
+        let before_number = format!("PUB {action} _INBOX.{index}.");
+        let mut request = format!("{before_number}{} {}\r\n", "0".repeat(DIGITS), payload.len()).into_bytes();
+        request.extend_from_slice(&payload);
+        request.extend_from_slice(b"\r\n");
+        Ok(Self {
+            role,
+            greeting: format!("{CONNECT}\r\nSUB {subscription} 1\r\nPING\r\n"),
+            payload,
+            request,
+            number_at: before_number.len(),
+        })
+    }
+
+    fn reply(&self, message: &Message<'_>, payload: &[u8]) -> anyhow::Result<Event> {
+        let number = message.number()?;
         if payload != self.payload {
             return Ok(Event::Failed(Some(number), "the reply's payload is not the request's".into()));
         }
@@ -102,8 +96,34 @@ impl Nats {
     }
 }
 
+/// What a server says.
+pub(crate) enum Incoming<'a> {
+    /// A message, with its payload.
+    Message { message: Message<'a>, payload: &'a [u8] },
+    /// Anything else.
+    Control(Event),
+}
+
+/// Reads what stands at the front of the input, and answers pings.
+#[inline]
+pub(crate) fn read<'a>(input: &'a [u8], out: &mut Vec<u8>) -> anyhow::Result<Option<(usize, Incoming<'a>)>> {
+    let Some(newline) = memchr(b'\n', input) else { return Ok(None) };
+    let line = input[..newline].trim_ascii_end();
+    let Some(arguments) = line.strip_prefix(b"MSG ") else {
+        return Ok(Some((newline + 1, Incoming::Control(control(line, out)?))));
+    };
+    let message = Message::parse(arguments)
+        .with_context(|| format!("the server's line {}", String::from_utf8_lossy(line)))?;
+    let start = newline + 1;
+    let end = start + message.bytes;
+    if input.len() < end + 2 {
+        return Ok(None);
+    }
+    Ok(Some((end + 2, Incoming::Message { message, payload: &input[start..end] })))
+}
+
 /// The arguments of a `MSG`.
-struct Message<'a> {
+pub(crate) struct Message<'a> {
     subject: &'a [u8],
     reply_to: Option<&'a [u8]>,
     /// As it was written.
@@ -112,6 +132,13 @@ struct Message<'a> {
 }
 
 impl<'a> Message<'a> {
+    /// The number of the request that this answers: it ends the subject.
+    #[inline]
+    pub(crate) fn number(&self) -> anyhow::Result<u64> {
+        let digits = self.subject.len().checked_sub(DIGITS).map(|start| &self.subject[start..]);
+        digits.and_then(wire::read_digits).context("a reply subject that was never named")
+    }
+
     /// Reads `subject sid [reply-to] size`.
     #[inline]
     fn parse(arguments: &'a [u8]) -> Option<Self> {

@@ -1,11 +1,14 @@
 //! Results as Markdown: the goals at the top, every figure with its spread below, and how to get them again.
 
+mod durable;
+
 use std::fmt::{self, Write};
 
 use ringpost_cli::load::{Machine, Outcome};
 
 use crate::{
     contest::{Measured, OWN, PEER, Plan},
+    durable::Durable,
     idle::Idle,
     neighbours::Pairs,
     spread::Spread,
@@ -38,6 +41,8 @@ pub struct Results {
     pub idle: Vec<Idle>,
     /// Misbehaving clients.
     pub neighbours: Vec<Pairs>,
+    /// Durable requests.
+    pub durable: Option<Durable>,
 }
 
 /// Writes the whole report.
@@ -70,9 +75,12 @@ pub fn write(
         )?,
         None => writeln!(out, "- {seconds} s each, the sides in turns; nothing pinned")?,
     }
-    let Results { rows, idle, neighbours } = results;
+    let Results { rows, idle, neighbours, durable } = results;
     if rows.iter().any(|row| row.of(OWN).is_some()) {
         write_goals(out, rows)?;
+    }
+    if let Some(durable) = durable {
+        durable::write(out, durable)?;
     }
     if !idle.is_empty() {
         write_idle(out, idle)?;

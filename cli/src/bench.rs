@@ -119,6 +119,11 @@ pub(crate) struct BenchArgs {
 
 /// Runs the command.
 pub(crate) fn run(args: &BenchArgs, server: &ServerArgs) -> Outcome {
+    if args.durable && args.dialect == Dialect::Json {
+        return Err(Failure::usage(
+            "--durable speaks the binary dialect: leave out --dialect json".to_owned(),
+        ));
+    }
     let connections = u64::from(args.requesters) + u64::from(args.handlers);
     let what = format!("a load of {connections} connections (--requesters and --handlers)");
     client::open_files(connections + OTHER_OPEN_FILES, &what)?;
@@ -213,7 +218,10 @@ pub(crate) fn failure(error: &anyhow::Error) -> Failure {
 /// A place for the log of a server of our own.
 fn own_disk() -> Outcome<load::Disk> {
     let disk = load::Disk::temporary().map_err(|error| {
-        Failure::new(Code::DurableUnavailable.exit_code(), format!("no place for the server's log: {error:#}"))
+        Failure::new(
+            Code::DurableUnavailable.exit_code(),
+            format!("no place for the server's log: {error:#}"),
+        )
     })?;
     note(format_args!("the server's log is in {}, {}", disk.path().display(), disk.file_system()));
     Ok(disk)

@@ -10,11 +10,12 @@
 //! | `results` | many lines on standard output, until nobody reads them |
 //! | `verify`, `dump`, `repair` | the commands |
 //! | `survey` | what a whole log comes to: the summary, and the damage |
-//! | `entry` | a record as keys and values, for people and as JSON |
+//! | `entry`, `fields` | a record as keys and values, for people and as JSON |
 //! | `text` | points in time, sizes and bytes as text |
 
 mod dump;
 mod entry;
+mod fields;
 mod opened;
 mod progress;
 mod repair;

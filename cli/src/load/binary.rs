@@ -208,7 +208,7 @@ impl Binary {
 fn own_session() -> Hello {
     // Keyed by the system's randomness, a new key each time: no session of an earlier run has it.
     let random = || RandomState::new().build_hasher().finish();
-    let name = [random().to_le_bytes(), random().to_le_bytes()].concat();
+    let name = format!("{:016x}{:016x}", random(), random());
     // 0 is nobody's.
     let speaker = Speaker { instance: random().max(1), connection: 1 };
     Hello { session: name.into(), speaker, ..Hello::default() }
@@ -315,7 +315,7 @@ mod tests {
             }
         };
         let ((one, request), (other, _)) = (said(true), said(true));
-        assert!(one.session.len() == 16 && one.session != other.session);
+        assert!(one.session.len() == 32 && one.session != other.session);
         assert!(one.speaker.connection == 1 && one.speaker.instance != other.speaker.instance);
         assert_eq!((request.number, request.flags), (3, RequestFlags::DURABLE));
         let (plain, request) = said(false);

@@ -37,7 +37,9 @@ impl Disk {
                 return Ok(Self { folder, file_system: file_system.to_owned() });
             }
         }
-        bail!("$TMPDIR, /var/tmp and the working directory are in memory only: set TMPDIR to a folder on a disk")
+        bail!(
+            "$TMPDIR, /var/tmp and the working directory are in memory only: set TMPDIR to a folder on a disk"
+        )
     }
 
     /// The folder.

@@ -15,8 +15,10 @@ pub(super) fn run(directory: &Path, json: bool) -> Outcome {
     let mut results = Results::of(&log);
     let read = inspect(&log, |finding| {
         survey.take(&finding);
-        if let Some(entry) = Entry::of(&finding) {
-            results.line(&if json { entry.json() } else { entry.text() });
+        match Entry::of(&finding) {
+            Some(entry) if json => results.json(&entry),
+            Some(entry) => results.line(&entry.text()),
+            None => {}
         }
     });
     results.end(read)?;

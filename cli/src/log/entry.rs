@@ -4,31 +4,33 @@ use std::borrow::Cow;
 
 use ringpost_broker::log::{
     Location, Record,
-    body::{Delivered, Moved, Reply, Request},
     inspect::{Finding, Gap},
     names,
     segment::SegmentHeader,
 };
-use ringpost_protocol::{BadHeaders, Code, Headers, message::RequestFlags};
 use serde::{Serialize, Serializer, ser::SerializeMap};
 
-use super::text;
+use super::{fields, text};
 
 /// How much of a request's data people are shown.
 const SHOWN_CHARS: usize = 60;
 
-/// A line.
+/// A line. As JSON it is an object, whose keys stand in the same order.
 #[derive(Debug)]
 pub(super) struct Entry<'a> {
     file: String,
     /// Where in the file, in bytes.
     offset: u64,
     kind: &'static str,
-    fields: Vec<(&'static str, Field<'a>)>,
+    fields: Fields<'a>,
 }
 
+/// Keys and values, in the order in which they are shown.
+pub(super) type Fields<'a> = Vec<(&'static str, Field<'a>)>;
+
+/// A value.
 #[derive(Debug)]
-enum Field<'a> {
+pub(super) enum Field<'a> {
     Number(u64),
     /// A number without a meaning of its own, and too large for what many take JSON's numbers for.
     Id(u64),
@@ -46,7 +48,7 @@ use Field::{Bytes, Data, Flag, Id, Number, Text, Time};
 
 impl<'a> Entry<'a> {
     /// The finding's line; nothing for files that are none of the log's.
-    pub(super) fn of(finding: &'a Finding<'a>) -> Option<Self> {
+    pub(super) fn of(finding: &Finding<'a>) -> Option<Self> {
         Some(match finding {
             Finding::Segment(header) => Self::of_segment(header),
             Finding::Record(location, record) => Self::of_record(location, record),
@@ -88,9 +90,10 @@ impl<'a> Entry<'a> {
         Self { file: names::segment(header.number), offset: 0, kind: "segment", fields }
     }
 
-    fn of_record(location: &Location, record: &'a Record<'a>) -> Self {
-        let mut fields = vec![("sequence", Number(location.sequence.0)), ("bytes", Number(location.length.into()))];
-        push_record(&mut fields, record);
+    fn of_record(location: &Location, record: &Record<'a>) -> Self {
+        let mut fields =
+            vec![("sequence", Number(location.sequence.0)), ("bytes", Number(location.length.into()))];
+        fields::push_record(&mut fields, *record);
         let (file, offset) = (names::segment(location.segment), location.offset.into());
         Self { file, offset, kind: record.kind().name(), fields }
     }
@@ -105,12 +108,6 @@ impl<'a> Entry<'a> {
             line.push_str(&field.text());
         }
         line
-    }
-
-    /// As JSON.
-    pub(super) fn json(&self) -> String {
-        // Keys are strings and values have no way to fail.
-        serde_json::to_string(self).unwrap_or_default()
     }
 }
 
@@ -175,116 +172,112 @@ fn quoted(text: &str) -> String {
     format!("{text:?}")
 }
 
-fn push_record<'a>(fields: &mut Vec<(&'static str, Field<'a>)>, record: &'a Record<'a>) {
-    match record {
-        Record::Boot(boot) => {
-            fields.extend([("boot", Id(boot.boot)), ("atMs", Time(boot.wall_ms))]);
+#[cfg(test)]
+mod tests {
+    use ringpost_broker::log::{
+        Kind, SegmentNumber, Sequence,
+        body::{Moved, Reply, Request},
+    };
+    use ringpost_protocol::encode_headers;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn entry<'a>(record: &'a Record<'a>) -> Entry<'a> {
+        let location = Location { sequence: Sequence(7), segment: SegmentNumber(1), offset: 96, length: 40 };
+        Entry::of(&Finding::Record(location, record)).unwrap()
+    }
+
+    fn as_json(record: &Record<'_>) -> Value {
+        serde_json::to_value(entry(record)).unwrap()
+    }
+
+    fn request<'a>(headers: &'a [u8], payload: &'a [u8]) -> Request<'a> {
+        Request {
+            count: 5,
+            number: 6,
+            received_ms: 1000,
+            expires_ms: 2000,
+            max_attempts: 5,
+            flags: 5,
+            dialect: 1,
+            session: b"s\x1b[2J",
+            action: b"mail",
+            tag: b"",
+            idempotency_key: b"",
+            options: b"",
+            headers,
+            payload,
         }
-        Record::Request(request) => push_request(fields, request),
-        Record::Delivered(delivered) => push_delivered(fields, delivered),
-        Record::Reply(reply) => push_reply(fields, reply),
-        Record::Done(done) => fields.push(("count", Number(done.count))),
-        Record::Retry(retry) => {
-            fields.extend([
-                ("count", Number(retry.count)),
-                ("attempt", Number(retry.attempt.into())),
-                ("notBeforeMs", Time(retry.not_before_ms)),
-                ("message", Bytes(retry.message)),
-            ]);
-        }
-        Record::Dead(dead) => {
-            fields.extend([("count", Number(dead.count)), ("atMs", Time(dead.wall_ms)), ("code", code(dead.code))]);
-            fields.extend([("attempt", Number(dead.attempt.into())), ("message", Bytes(dead.message))]);
-        }
-        Record::Mark(mark) => fields.push(("upto", Number(mark.upto.0))),
-        Record::Moved(moved) => push_moved(fields, moved),
-        Record::Lost(lost) => fields.push(("through", Number(lost.through.0))),
     }
-}
 
-fn push_request<'a>(fields: &mut Vec<(&'static str, Field<'a>)>, request: &Request<'a>) {
-    fields.extend([
-        ("count", Number(request.count)),
-        ("action", Bytes(request.action)),
-        ("session", Bytes(request.session)),
-        ("number", Number(request.number)),
-        ("send", Flag(RequestFlags(request.flags).has(RequestFlags::SEND))),
-        ("dialect", Text(if request.dialect == 0 { "binary" } else { "json" }.into())),
-        ("receivedMs", Time(request.received_ms)),
-        ("expiresMs", Time(request.expires_ms)),
-        ("maxAttempts", Number(request.max_attempts.into())),
-    ]);
-    push_some(fields, "clientId", request.tag);
-    push_some(fields, "idempotencyKey", request.idempotency_key);
-    push_some(fields, "options", request.options);
-    push_headers(fields, request.headers);
-    push_data(fields, request.payload);
-}
-
-fn push_delivered<'a>(fields: &mut Vec<(&'static str, Field<'a>)>, delivered: &Delivered<'a>) {
-    fields.extend([
-        ("count", Number(delivered.count)),
-        ("attempt", Number(delivered.attempt.into())),
-        ("session", Bytes(delivered.session)),
-        ("delivery", Id(delivered.delivery)),
-        ("boot", Id(delivered.boot)),
-        ("atMs", Time(delivered.wall_ms)),
-    ]);
-}
-
-fn push_reply<'a>(fields: &mut Vec<(&'static str, Field<'a>)>, reply: &Reply<'a>) {
-    fields.extend([
-        ("count", Number(reply.count)),
-        ("attempt", Number(reply.attempt.into())),
-        ("atMs", Time(reply.wall_ms)),
-        ("deliveredAfterMs", Number(reply.delivered_after_ms.into())),
-        ("handledAfterMs", Number(reply.handled_after_ms.into())),
-    ]);
-    if reply.code != 0 {
-        fields.push(("code", code(reply.code)));
+    /// A request's line has its place, its count, action, session, size and the beginning of its data, on one line and
+    /// without anything that a terminal obeys.
+    #[test]
+    fn text_of_a_request() {
+        let payload = "ä\n".repeat(100);
+        let record = Record::Request(request(b"", payload.as_bytes()));
+        let line = entry(&record).text();
+        assert!(
+            line.starts_with(
+                "0000000000000001.segment:96 request sequence=7 bytes=40 count=5 action=\"mail\" \
+                 session=\"s\\u{1b}[2J\" number=6 send=true dialect=\"json\" received=1970-01-01T00:00:01.000Z"
+            ),
+            "{line}"
+        );
+        assert!(line.ends_with(&format!(" size=300 data=\"{}\"…", "ä\\n".repeat(30))), "{line}");
     }
-    push_some(fields, "ownCode", reply.own_code);
-    push_some(fields, "options", reply.options);
-    push_headers(fields, reply.headers);
-    push_data(fields, reply.payload);
-}
 
-fn push_moved<'a>(fields: &mut Vec<(&'static str, Field<'a>)>, moved: &Moved<'a>) {
-    fields.extend([
-        ("movedKind", Text(moved.kind.name().into())),
-        ("movedSequence", Number(moved.sequence.0)),
-    ]);
-    match Record::decode(moved.kind, moved.body) {
-        Ok(Record::Request(request)) => push_request(fields, &request),
-        Ok(Record::Delivered(delivered)) => push_delivered(fields, &delivered),
-        Ok(Record::Reply(reply)) => push_reply(fields, &reply),
-        Ok(_) => fields.push(("body", Data(moved.body))),
-        Err(error) => fields.push(("error", Text(error.to_string().into()))),
+    /// JSON has all of the data: as text, or as base64 under a key that says so.
+    #[test]
+    fn json_of_a_request() {
+        let headers = encode_headers([("k", "v")]).unwrap();
+        let long = "x".repeat(1000);
+        let entry = as_json(&Record::Request(request(&headers, long.as_bytes())));
+        assert_eq!(
+            (&entry["offset"], &entry["kind"], &entry["count"]),
+            (&json!(96), &json!("request"), &json!(5))
+        );
+        assert_eq!((&entry["data"], &entry["size"]), (&json!(long), &json!(1000)));
+        assert_eq!((&entry["headers"], entry.get("clientId")), (&json!([["k", "v"]]), None));
+        let entry = as_json(&Record::Request(request(b"\xff", b"\xff\x00")));
+        assert_eq!((&entry["dataBase64"], entry.get("data")), (&json!("/wA="), None));
+        assert_eq!(entry["headersBase64"], json!("/w=="));
     }
-}
 
-/// What is often empty is left out then.
-fn push_some<'a>(fields: &mut Vec<(&'static str, Field<'a>)>, key: &'static str, bytes: &'a [u8]) {
-    if !bytes.is_empty() {
-        fields.push((key, Bytes(bytes)));
+    /// What was moved shows what it was, whatever kind that is.
+    #[test]
+    fn moved() {
+        let mut body = vec![0; 24];
+        body[0] = 9;
+        body.extend([2, 0, b'n', b'o']);
+        let moved = Moved { sequence: Sequence(3), kind: Kind::Retry, body: &body };
+        let entry = as_json(&Record::Moved(moved));
+        assert_eq!((&entry["kind"], &entry["movedKind"]), (&json!("moved"), &json!("retry")));
+        assert_eq!((&entry["movedSequence"], &entry["count"]), (&json!(3), &json!(9)));
+        assert_eq!(entry["message"], json!("no"));
+        let entry = as_json(&Record::Moved(Moved { body: &[0], ..moved }));
+        assert!(entry["error"].is_string(), "{entry}");
     }
-}
 
-fn push_headers<'a>(fields: &mut Vec<(&'static str, Field<'a>)>, bytes: &'a [u8]) {
-    match Headers::new(bytes).collect::<Result<Vec<_>, BadHeaders>>() {
-        Ok(pairs) if pairs.is_empty() => {}
-        Ok(pairs) => fields.push(("headers", Field::Headers(pairs))),
-        Err(_) => fields.push(("headers", Bytes(bytes))),
-    }
-}
-
-fn push_data<'a>(fields: &mut Vec<(&'static str, Field<'a>)>, data: &'a [u8]) {
-    fields.extend([("size", Number(data.len() as u64)), ("data", Data(data))]);
-}
-
-fn code(number: u16) -> Field<'static> {
-    match Code::from_number(number) {
-        Some(code) => Text(code.text().into()),
-        None => Number(number.into()),
+    /// An error has its code by name, also one that this version does not know; a reply has none.
+    #[test]
+    fn codes() {
+        let reply = |code| {
+            as_json(&Record::Reply(Reply {
+                count: 1,
+                wall_ms: 0,
+                code,
+                attempt: 1,
+                delivered_after_ms: 0,
+                handled_after_ms: 0,
+                own_code: b"",
+                options: b"",
+                headers: b"",
+                payload: b"",
+            }))
+        };
+        assert_eq!(reply(0).get("code"), None);
+        assert_eq!((&reply(1)["code"], &reply(u16::MAX)["code"]), (&json!("noHandler"), &json!(u16::MAX)));
     }
 }

@@ -70,9 +70,9 @@ impl Opened {
 
     /// From now on every segment is read once: progress says how much that is.
     pub(super) fn read_once(&self) -> Outcome {
-        let total = self.segment_bytes().map_err(|error| {
-            Failure::system(&format!("the log in {}", self.path.display()), &error)
-        })?;
+        let total = self
+            .segment_bytes()
+            .map_err(|error| Failure::system(&format!("the log in {}", self.path.display()), &error))?;
         self.reading.borrow_mut().once = Some(Once { total, read: HashMap::new() });
         Ok(())
     }

@@ -29,12 +29,16 @@ pub(super) fn run(directory: &Path, allow_loss: bool) -> Outcome {
     }
     log.read_again();
     let seed = getrandom::u64().map_err(|error| {
-        Failure::new(NOT_USABLE, format!("the system gives no random numbers, which new records need: {error}"))
+        Failure::new(
+            NOT_USABLE,
+            format!("the system gives no random numbers, which new records need: {error}"),
+        )
     })?;
     let wall_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
     let options = RepairOptions { allow_loss, seed, wall_ms };
     let losses = repair(&mut log, options).map_err(|error| {
-        log.failure(&error).with("; what has been repaired before that stays so, and `ringpost log verify` shows the rest")
+        log.failure(&error)
+            .with("; what has been repaired before that stays so, and `ringpost log verify` shows the rest")
     })?;
     if losses.is_empty() {
         return nothing_to_repair();

@@ -3,6 +3,7 @@
 use std::io::{self, BufWriter, StdoutLock, Write};
 
 use ringpost_broker::log::LogError;
+use serde::Serialize;
 
 use super::opened::Opened;
 use crate::exit::{Failure, Outcome};
@@ -21,10 +22,19 @@ impl<'a> Results<'a> {
 
     /// Writes a line.
     pub(super) fn line(&mut self, line: &str) {
+        self.write(|to| to.write_all(line.as_bytes()));
+    }
+
+    /// Writes a line of JSON.
+    pub(super) fn json(&mut self, value: &impl Serialize) {
+        self.write(|to| Ok(serde_json::to_writer(to, value)?));
+    }
+
+    fn write(&mut self, line: impl FnOnce(&mut BufWriter<StdoutLock<'static>>) -> io::Result<()>) {
         if self.failed.is_some() {
             return;
         }
-        if let Err(error) = self.to.write_all(line.as_bytes()).and_then(|()| self.to.write_all(b"\n")) {
+        if let Err(error) = line(&mut self.to).and_then(|()| self.to.write_all(b"\n")) {
             self.failed = Some(Failure::output(&error));
             self.log.stop_reading();
         }

@@ -116,7 +116,11 @@ impl Survey {
             rows.push(("oldest", text::time(oldest)));
             rows.push(("newest", text::time(newest)));
         }
-        rows.iter().map(|(name, value)| format!("{name:<9}  {value}\n")).collect::<String>().trim_end().to_owned()
+        rows.iter()
+            .map(|(name, value)| format!("{name:<9}  {value}\n"))
+            .collect::<String>()
+            .trim_end()
+            .to_owned()
     }
 }
 
@@ -175,8 +179,8 @@ mod tests {
         assert_eq!(survey.summary(), "segments   none\nrecords    0\nbytes      0");
         take(&mut survey, 7, &Record::Boot(Boot { boot: 1, wall_ms: 2000 }));
         take(&mut survey, 8, &Record::Done(Done { count: 1 }));
-        let body = [0; 16].map(|_: u8| 0);
-        take(&mut survey, 9, &Record::Moved(Moved { sequence: Sequence(1), kind: Kind::Boot, body: &body }));
+        let dead = [0; 26];
+        take(&mut survey, 9, &Record::Moved(Moved { sequence: Sequence(1), kind: Kind::Dead, body: &dead }));
         assert_eq!(
             survey.summary(),
             "segments   none\nrecords    3: 1 boot, 1 done, 1 moved\nsequences  7 to 9\nbytes      120\n\
@@ -191,10 +195,19 @@ mod tests {
         let corruption = Corruption { file: "f".into(), offset: 128, what: Damage::BehindNewest };
         let gap = |first, through| {
             let (first, through) = (Sequence(first), Sequence(through));
-            Finding::Gap(Gap { corruption: corruption.clone(), segment: SegmentNumber(1), bytes: 96, first, through })
+            Finding::Gap(Gap {
+                corruption: corruption.clone(),
+                segment: SegmentNumber(1),
+                bytes: 96,
+                first,
+                through,
+            })
         };
         let line = survey.take(&gap(5, 7)).unwrap();
-        assert!(line.starts_with("f at byte 128: ") && line.ends_with("; 96 bytes cannot be read: records 5 to 7"));
+        assert!(
+            line.starts_with("f at byte 128: ")
+                && line.ends_with("; 96 bytes cannot be read: records 5 to 7")
+        );
         assert!(survey.take(&gap(5, 5)).unwrap().ends_with("record 5"));
         assert!(survey.take(&gap(5, 4)).unwrap().ends_with("no record"));
         assert_eq!((survey.damaged, survey.unreadable_bytes), (3, 288));

@@ -11,6 +11,7 @@ mod demo;
 mod handle;
 mod harness;
 mod help;
+mod log;
 mod look;
 mod request;
 mod serve;
