@@ -12,8 +12,8 @@ use ringpost_protocol::limits::{check_name, check_own_name};
 use ringpost_server::units;
 
 use crate::{
-    bench, client::ServerArgs, control, dead, demo, doctor, handle, log, logs::LogArgs, receivers, request, send,
-    serve, stats,
+    bench, client::ServerArgs, control, dead, demo, doctor, handle, log, logs::LogArgs, receivers, request,
+    send, serve, stats,
 };
 
 const EXAMPLES: &str = "\

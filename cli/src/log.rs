@@ -36,7 +36,7 @@ Examples:
   ringpost log dump DIR                    a line for each record
   ringpost log dump DIR --json | jq 'select(.kind == \"request\")'
   ringpost log repair DIR                  says what would be lost, and changes nothing
-  ringpost log repair DIR --allow-loss     goes on without it; what is damaged is kept in files of its own
+  ringpost log repair DIR --allow-loss     goes on without it, and keeps a copy beside
 
 DIR is what `ringpost serve --data-dir` has. No server may run on it meanwhile.
 

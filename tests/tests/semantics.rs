@@ -197,6 +197,10 @@ fn the_defaults_are_true() {
         .iter()
         .filter_map(|row| Some(format!("{} = {}", row[0].trim_matches('`'), value(row[1])?)))
         .collect();
-    assert_eq!(settings.len(), rows.len() - 2, "all but max-connections and data-dir, which have no fixed one");
+    assert_eq!(
+        settings.len(),
+        rows.len() - 2,
+        "all but max-connections and data-dir, which have no fixed one"
+    );
     assert_eq!(Config::from_toml_text(&settings.join("\n")).unwrap(), Config::default());
 }

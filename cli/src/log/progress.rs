@@ -32,11 +32,9 @@ impl Progress {
 
     /// So many bytes have been read, of so many if that is known.
     pub(super) fn at(&mut self, read: u64, of: Option<u64>) {
-        let now = Instant::now();
-        if now < self.next {
+        if !self.is_due(Instant::now()) {
             return;
         }
-        self.next = now + if self.on_terminal { ON_TERMINALS } else { ELSEWHERE };
         let line = line(read, of);
         if self.on_terminal {
             self.shown = true;
@@ -44,6 +42,14 @@ impl Progress {
         } else {
             output::note(format_args!("{line}"));
         }
+    }
+
+    fn is_due(&mut self, now: Instant) -> bool {
+        let due = now >= self.next;
+        if due {
+            self.next = now + if self.on_terminal { ON_TERMINALS } else { ELSEWHERE };
+        }
+        due
     }
 }
 
@@ -71,6 +77,20 @@ fn overwrite(line: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Quiet for what is done soon; then now and then, and more often where the line is written over.
+    #[test]
+    fn pauses() {
+        for (on_terminal, pause) in [(true, ON_TERMINALS), (false, ELSEWHERE)] {
+            let begun = Instant::now();
+            let mut progress = Progress { on_terminal, next: begun + QUIET, shown: false };
+            let tick = Duration::from_millis(1);
+            assert!(!progress.is_due(begun + QUIET - tick));
+            assert!(progress.is_due(begun + QUIET));
+            assert!(!progress.is_due(begun + QUIET + pause - tick));
+            assert!(progress.is_due(begun + QUIET + pause));
+        }
+    }
 
     /// Never more than there is.
     #[test]

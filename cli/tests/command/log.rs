@@ -10,7 +10,7 @@ use std::{
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::harness::{Ended, Server, ringpost, run};
+use crate::harness::{Ended, Server, ringpost, run, until};
 
 const SEGMENT_HEADER_BYTES: usize = 96;
 
@@ -170,11 +170,56 @@ fn damage_is_repaired() {
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "no damage: nothing was changed\n"));
 
     let server = server(path);
-    let handler = server.handle(&["mail", "--", "sh", "-c", "cat >&2; echo >&2; echo 1"]);
-    for message in [messages[0], messages[2]] {
-        handler.stderr_line(message);
-    }
+    let handled = tempfile::NamedTempFile::new().unwrap();
+    let command = format!("cat >> '{0}'; echo >> '{0}'; echo null", handled.path().display());
+    let _handler = server.handle(&["mail", "--concurrency", "1", "--", "sh", "-c", &command]);
+    let both = format!("{}\n{}\n", messages[0], messages[2]);
+    until("both are handled", || fs::read_to_string(handled.path()).unwrap() == both);
     stop(server);
+}
+
+/// A torn end is no damage: it is told, shown in the dump, and not touched by a repair.
+#[test]
+fn a_torn_end_is_no_damage() {
+    let (directory, _) = log();
+    let entries = dumped(directory.path());
+    let last = entries.last().unwrap();
+    let end = (last["offset"].as_u64().unwrap() + last["bytes"].as_u64().unwrap()) as usize;
+    let path = directory.path().join(last["file"].as_str().unwrap());
+    let mut bytes = fs::read(&path).unwrap();
+    assert_eq!(bytes[end..end + 8], [0; 8]);
+    bytes[end + 3] = 1;
+    fs::write(&path, &bytes).unwrap();
+
+    let ended = command("verify", directory.path(), &[]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stdout);
+    let note =
+        format!("{} is torn at byte {end}: 4 bytes with 0 whole records", last["file"].as_str().unwrap());
+    assert!(ended.stderr.starts_with(&note), "{}", ended.stderr);
+    let torn = dumped(directory.path()).pop().unwrap();
+    assert_eq!((&torn["kind"], &torn["offset"], &torn["bytes"]), (&"torn".into(), &end.into(), &4.into()));
+    let ended = command("repair", directory.path(), &["--allow-loss"]);
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "no damage: nothing was changed\n"));
+    assert_eq!(fs::read(&path).unwrap(), bytes);
+}
+
+/// Every place is listed, not only the first.
+#[test]
+fn all_damage_is_listed() {
+    let (directory, _) = log();
+    let original = requests(directory.path());
+    damage(directory.path(), &original[0]);
+    damage(directory.path(), &original[2]);
+    let ended = command("verify", directory.path(), &[]);
+    let listed: Vec<_> = ended.stdout.lines().collect();
+    assert_eq!((ended.code, listed.len()), (Some(65), 2), "{}", ended.stdout);
+    for (line, request) in listed.iter().zip([&original[0], &original[2]]) {
+        assert!(line.contains(&format!(" at byte {}: ", request["offset"])), "{line}");
+    }
+    assert!(ended.stderr.contains("damaged in 2 places"), "{}", ended.stderr);
+    let ended = command("repair", directory.path(), &["--allow-loss"]);
+    assert_eq!((ended.code, ended.stdout.lines().count()), (Some(0), 2), "{}", ended.stderr);
+    assert_eq!(requests(directory.path()), original[1..2]);
 }
 
 /// A lost manifest is made anew, and no record is lost by that.
