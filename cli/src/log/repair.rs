@@ -62,16 +62,25 @@ fn refuse(log: &Opened) -> Outcome {
 }
 
 fn cost(log: &Opened, survey: &Survey) -> String {
-    let unknown = if survey.without_manifest {
-        "; without its manifest nobody can tell what else is damaged in the segments"
-    } else {
-        ""
-    };
+    let mut lost = Vec::new();
+    if survey.unreadable_bytes > 0 {
+        lost.push(format!("{} of records", text::size(survey.unreadable_bytes)));
+    }
+    if survey.lost_segments > 0 {
+        let known = survey.lost_with_segments.join(", ");
+        let known = if known.is_empty() { known } else { format!(" ({known})") };
+        lost.push(format!("all that was in {}{known}", text::count(survey.lost_segments, "segment")));
+    }
+    if survey.without_manifest {
+        lost.push("what only a look at the segments can tell, which needs a manifest".to_owned());
+    }
+    if lost.is_empty() {
+        lost.push("no record".to_owned());
+    }
     format!(
-        ", of which {} of records would be lost{unknown}. Nothing was changed. If files can be put back from \
-         elsewhere, do that first. Otherwise copy the directory, and give up what is listed with `ringpost log repair \
-         {} --allow-loss`",
-        text::size(survey.unreadable_bytes),
+        ": {} would be lost. Nothing was changed. If files can be put back from elsewhere, do that first. Otherwise copy \
+         the directory, and give up what is listed with `ringpost log repair {} --allow-loss`",
+        lost.join(", and "),
         log.path()
     )
 }
@@ -91,6 +100,8 @@ fn line(loss: &Loss, log: &Opened) -> String {
 
 fn lost(loss: &Loss) -> String {
     let bytes = text::count(loss.bytes, "byte");
+    // Of a file that is not there, nobody knows how many.
+    let lost = if loss.bytes == 0 { "lost".to_owned() } else { format!("{bytes} lost") };
     match (&loss.corruption.what, loss.first, loss.through) {
         (Damage::Manifest(_) | Damage::ManifestMissing, ..) => {
             "made anew from the segments, which may name some whose removal had begun: what was done long ago may be \
@@ -98,10 +109,10 @@ fn lost(loss: &Loss) -> String {
                 .to_owned()
         }
         (Damage::Shortened { .. }, None, None) => format!("prolonged by {bytes} of zeros"),
-        (_, Some(first), Some(through)) => format!("{bytes} lost: {}", span(first..=through)),
-        (_, Some(first), None) => format!("{bytes} lost: record {first} and those behind it, nobody knows how many"),
-        (_, None, Some(through)) => format!("{bytes} lost: {}", up_to(through)),
-        (_, None, None) => format!("{bytes} lost, nobody knows which records"),
+        (_, Some(first), Some(through)) => format!("{lost}: {}", span(first..=through)),
+        (_, Some(first), None) => format!("{lost}: record {first} and those behind it, nobody knows how many"),
+        (_, None, Some(through)) => format!("{lost}: {}", up_to(through)),
+        (_, None, None) => format!("{lost}, nobody knows which records"),
     }
 }
 
@@ -123,7 +134,7 @@ mod tests {
             let (first, through) = (first.map(Sequence), through.map(Sequence));
             lost(&Loss { corruption, bytes: 64, first, through, kept: None })
         };
-        assert_eq!(said(Damage::SegmentMissing, Some(2), Some(3)), "64 bytes lost: records 2 to 3");
+        assert_eq!(said(Damage::BehindNewest, Some(2), Some(3)), "64 bytes lost: records 2 to 3");
         assert!(said(Damage::SegmentMissing, Some(2), None).contains("record 2 and those behind it"));
         assert!(said(Damage::SegmentMissing, None, Some(3)).contains("the records up to 3"));
         assert!(said(Damage::SegmentMissing, None, None).contains("nobody knows which"));

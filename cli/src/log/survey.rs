@@ -24,6 +24,12 @@ pub(super) struct Survey {
     pub(super) damaged: u64,
     /// Bytes of records that cannot be read.
     pub(super) unreadable_bytes: u64,
+    /// How many segments are not there or cannot be used at all.
+    pub(super) lost_segments: u64,
+    /// The records that were in them, where those around them tell.
+    pub(super) lost_with_segments: Vec<String>,
+    /// The last record that was found, or is known to be damaged.
+    last: Option<Sequence>,
     /// The segments could not be looked at.
     pub(super) without_manifest: bool,
     remedies: Vec<&'static str>,
@@ -37,12 +43,20 @@ impl Survey {
         match finding {
             Finding::Segment(header) => {
                 widen(&mut self.segments, header.number);
+                let expected = self.last.map_or(header.first, Sequence::next);
+                if expected < header.first {
+                    self.lost_with_segments.push(span(expected..=Sequence(header.first.0 - 1)));
+                }
                 None
             }
             Finding::Record(location, record) => {
                 self.records += 1;
                 self.record_bytes += u64::from(location.length);
                 widen(&mut self.sequences, location.sequence);
+                self.last = match record {
+                    Record::Lost(lost) => Some(lost.through),
+                    _ => Some(location.sequence),
+                };
                 self.kinds.entry(record.kind() as u8).or_insert((record.kind(), 0)).1 += 1;
                 if let Some(time) = time_ms(record) {
                     widen(&mut self.times_ms, time);
@@ -51,12 +65,20 @@ impl Survey {
             }
             Finding::Damaged(corruption) => {
                 self.damage(corruption);
+                if let Damage::SegmentMissing
+                | Damage::SegmentHeader(_)
+                | Damage::Foreign { .. }
+                | Damage::Misnamed { .. } = corruption.what
+                {
+                    self.lost_segments += 1;
+                }
                 Some(place(corruption))
             }
             Finding::Gap(gap) => {
                 let Gap { corruption, bytes, first, through, .. } = gap;
                 self.damage(corruption);
                 self.unreadable_bytes += bytes;
+                self.last = Some(*through);
                 let lost = span(*first..=*through);
                 Some(format!("{}; {} cannot be read: {lost}", place(corruption), text::count(*bytes, "byte")))
             }
