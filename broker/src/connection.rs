@@ -358,9 +358,15 @@ impl Broker {
         let mut open: Vec<_> = plain.map(|(key, request)| (request.count, key)).collect();
         open.sort_unstable();
         for (_, request) in open {
+            let begun = self.requests.get(request).is_some_and(|request| request.attempt > 0);
             self.call_back(request);
-            let message = "the server left before it was answered; it may have run".to_owned();
-            self.end_with_error(request, Code::Draining, message);
+            let message = match begun {
+                true => "the server left before it was answered; it may have run",
+                false => {
+                    "the server left before a handler had room for it; it has not run: send it to another"
+                }
+            };
+            self.end_with_error(request, Code::Draining, message.to_owned());
         }
     }
 

@@ -245,8 +245,11 @@ impl Requests {
         let again = |request: &Request| left(request) > 0 && !request.flags.has(RequestFlags::BROADCAST);
         let Some(mut request) = open.sent.take_if(|request| again(request)) else { return false };
         request.max_attempts = left(&request) as u8;
-        self.sends.retain(|(_, send)| *send != key);
-        self.forget_ended_sends();
+        // They are in the order of numbers.
+        if let Ok(place) = self.sends.binary_search_by_key(&reply.number, |(number, _)| *number) {
+            self.sends.remove(place);
+            self.forget_ended_sends();
+        }
         self.wait_again(key, request);
         true
     }
@@ -366,7 +369,12 @@ impl Requests {
     pub(crate) fn expire(&mut self, now: Time, outputs: &mut VecDeque<Output>) {
         while let Some(key) = self.timers.expire(now) {
             let Some(open) = self.open.get(key) else { continue };
-            let error = if open.number == 0 {
+            let error = if open.number == 0 && open.place < FIRST_PLACE {
+                Error::new(
+                    Code::Timeout,
+                    "the server was lost or left, and there was no other within the timeout; it may have run",
+                )
+            } else if open.number == 0 {
                 Error::new(
                     Code::Timeout,
                     "there was no connection within the timeout; the request was not sent",

@@ -134,7 +134,7 @@ pub struct Config {
     pub ping_interval: Duration,
     /// Bytes of all messages that are held: half received, queued, kept for another attempt or a reconnect, on their way out.
     /// A quarter of it is for large messages that are half received: beyond it they wait, and after 5 s one is given up. Once
-    /// the rest is used up, sockets are read only once a second, and requests are refused. At least four times `max-payload`
+    /// the rest is used up, sockets are read only once a second, and requests are refused. At least eight times `max-payload`
     /// and what else a frame can have. Default 1 GiB.
     #[serde(with = "units::size")]
     pub memory: u64,
@@ -294,19 +294,13 @@ impl Config {
             (1..=u64::from(MAX_MAX_PAYLOAD_BYTES)).contains(&self.max_payload),
             || "1 byte to 1GiB".into(),
         )?;
-        check(
-            "queue-limit-bytes",
-            self.queue_limit_bytes,
-            self.queue_limit_bytes >= self.max_payload,
-            || {
-                format!(
-                    "at least max-payload ({}), or the largest request could never wait",
-                    self.max_payload
-                )
-            },
-        )?;
-        check("memory", self.memory, self.memory >= 4 * largest_frame, || {
-            format!("at least {} (four times max-payload and a frame's other parts)", 4 * largest_frame)
+        check("queue-limit-bytes", self.queue_limit_bytes, self.queue_limit_bytes >= largest_frame, || {
+            format!(
+                "at least {largest_frame} (max-payload and a frame's other parts), or the largest request could never wait"
+            )
+        })?;
+        check("memory", self.memory, self.memory >= 8 * largest_frame, || {
+            format!("at least {} (eight times max-payload and a frame's other parts)", 8 * largest_frame)
         })?;
         check("outbound-limit", self.outbound_limit, self.outbound_limit >= 2 * largest_frame, || {
             format!(

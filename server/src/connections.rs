@@ -7,7 +7,7 @@ use ringpost_broker::ConnId;
 use ringpost_io::{event::Event, stream::Stream};
 use ringpost_protocol::{Outgoing, dialect::ServerCodec, time::Time};
 
-use crate::shard::HeldBytes;
+use crate::shard::{Coming, HeldBytes};
 
 /// How far a connection's life has come. It only moves forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,13 +42,17 @@ pub(crate) struct Connection {
     /// One more than are allowed: it is only told so.
     pub(crate) surplus: bool,
     /// Since when much waits to be sent on it, as bytes that had been sent by then.
-    pub(crate) clogged: Option<u64>,
+    pub(crate) clogged: Option<(u64, Time)>,
+    /// It is in the line of those that are looked at again.
+    pub(crate) watched: bool,
     /// Wakes the reader when it is held back for no reason any more.
     pub(crate) relief: Rc<Event>,
-    /// Since when a large message has been coming.
-    pub(crate) coming_since: Option<Time>,
-    /// Since when that has been waiting for room.
-    pub(crate) starving_since: Option<Time>,
+    /// The large message that is half received.
+    pub(crate) coming: Option<Coming>,
+    /// Since when it is not read, because of a bound.
+    pub(crate) held_back: Option<Time>,
+    /// It is in the line of those to be told when there is memory again.
+    pub(crate) in_line: bool,
     /// Bytes of the buffer that is read into.
     pub(crate) buffer_bytes: usize,
     /// Bytes that are being written.
@@ -77,9 +81,11 @@ impl Connection {
             known: false,
             surplus,
             clogged: None,
+            watched: false,
             relief: Rc::default(),
-            coming_since: None,
-            starving_since: None,
+            coming: None,
+            held_back: None,
+            in_line: false,
             buffer_bytes: 0,
             in_flight: 0,
             in_flight_own: 0,

@@ -7,6 +7,7 @@ mod traffic;
 
 use std::{
     cell::{Cell, RefCell},
+    collections::BTreeSet,
     rc::Rc,
     time::Duration,
 };
@@ -24,12 +25,12 @@ use ringpost_protocol::{
 
 pub(crate) use self::{
     log::LogState,
-    memory::{HeldBytes, MayRead},
+    memory::{Coming, HeldBytes, MayRead},
 };
 use crate::{
     Config,
     buffers::Buffers,
-    connections::{Connection, Connections, Phase, Waiting},
+    connections::{Connection, Connections, Key, Phase, Waiting},
     throttle::Throttle,
 };
 
@@ -91,8 +92,10 @@ struct State {
     starved_lines: Throttle,
     /// Clogged connections, to be looked at again.
     clogged: Waiting,
-    /// Wakes the readers that are held back because memory is short.
-    held_back: Vec<Rc<Event>>,
+    /// Those that are held back because memory is short.
+    held_back: Vec<Key>,
+    /// Large messages that are half received, by the time at which they began.
+    coming: BTreeSet<(Time, ConnId)>,
     /// What all connections hold.
     bytes: HeldBytes,
 }
@@ -155,6 +158,7 @@ impl Shard {
             starved_lines: Throttle::default(),
             clogged: Waiting::new(config.ping_interval * 3),
             held_back: Vec::new(),
+            coming: BTreeSet::new(),
             bytes: HeldBytes::default(),
             config,
         };

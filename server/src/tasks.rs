@@ -58,7 +58,6 @@ async fn serve(shard: Rc<Shard>, conn: ConnId, stream: Stream, wake: Rc<Event>) 
 async fn read(shard: &Shard, conn: ConnId, stream: &Stream) {
     let (mut size, mut buffer, mut missing) = (ReadSize::default(), BytesMut::new(), 0);
     loop {
-        size.prepare(&mut buffer, missing);
         loop {
             match shard.may_read(conn, size.allocated_bytes(), buffer.len()) {
                 MayRead::Now => break,
@@ -69,6 +68,8 @@ async fn read(shard: &Shard, conn: ConnId, stream: &Stream) {
                 MayRead::NotYet => clock::sleep(HOLD_TIME).await,
             }
         }
+        size.prepare(&mut buffer, missing);
+        shard.count_buffer(conn, size.allocated_bytes());
         let offered = buffer.capacity() - buffer.len();
         let (read, filled) = stream.read(buffer).await;
         buffer = filled;
@@ -103,8 +104,7 @@ async fn write(shard: Rc<Shard>, conn: ConnId, stream: Stream, wake: Rc<Event>) 
                 let (written, segment) = stream.write_all(segment).await;
                 shard.written(conn, segment);
                 if let Err(error) = written {
-                    tracing::debug!(%conn, %error, "lost");
-                    return shard.lost(conn);
+                    return shard.lost_writing(conn, &error);
                 }
             }
         }

@@ -25,6 +25,7 @@ impl Broker {
                 "credit": handler.credit,
                 "waitingLegs": handler.legs.len(),
                 "stuck": handler.stuck,
+                "clogged": handler.clogged,
             }))
         };
         json!({

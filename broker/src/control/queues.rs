@@ -105,11 +105,7 @@ impl Broker {
 
     fn end_by_operator(&mut self, request: Key<Request>) {
         self.counters.cancelled += 1;
-        self.end_with_error(
-            request,
-            Code::Cancelled,
-            "it was taken out of the queue by an operator".to_owned(),
-        );
+        self.end_with_error(request, Code::Cancelled, "an operator ended it".to_owned());
     }
 
     fn age_ms(&self, request: &Request) -> u64 {

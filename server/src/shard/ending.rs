@@ -65,6 +65,9 @@ impl State {
     pub(super) fn remove(&mut self, conn: ConnId) {
         if let Some(connection) = self.connections.remove(conn) {
             self.bytes.replace(connection.counted, HeldBytes::default());
+            if let Some(coming) = connection.coming {
+                self.coming.remove(&(coming.since(), conn));
+            }
         }
     }
 
@@ -92,6 +95,13 @@ impl State {
 
     pub(super) fn time_out(&mut self, now: Now) {
         while let Some(key) = self.handshakes.expire(now.mono) {
+            // Who is not read cannot say anything.
+            if self
+                .still(key, Phase::Open, |connection| !connection.greeted && connection.held_back.is_some())
+            {
+                self.handshakes.push(now.mono, key);
+                continue;
+            }
             if self.still(key, Phase::Open, |connection| !connection.greeted) {
                 let message = format!(
                     "nothing whole was said within {:?} (handshake-timeout)",

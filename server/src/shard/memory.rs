@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! --memory, a quarter: large messages that are half received
-//!     used up: they get no further; after 5 s the one that has been coming for longest is given up, and told so
+//!     used up: only the one that has been coming for longest gets further; if it does not for 5 s, it is given up, and
+//!     told so
 //! --memory, the rest: everything else, whole messages above all
 //!     used up: sockets are read once a second, and what would have to be held is refused
 //! --outbound-limit
@@ -12,16 +13,20 @@
 //!
 //! A handler that holds something is read in any case: its answers are what frees memory.
 
-use std::{rc::Rc, time::Duration};
+use std::{collections::BTreeSet, rc::Rc, time::Duration};
 
 use ringpost_broker::{ConnId, Input, RefusalCause};
 use ringpost_io::event::Event;
-use ringpost_protocol::{Code, WireError, limits::MIN_COUNTED_BYTES, time::Now};
+use ringpost_protocol::{
+    Code, WireError,
+    limits::MIN_COUNTED_BYTES,
+    time::{Now, Time},
+};
 
 use super::{Shard, State};
 use crate::connections::{Connection, Phase};
 
-/// How long a large message waits for room before the one that has been coming for longest has to make it.
+/// How long the large message that has been coming for longest may stand still while others wait for its room.
 const STARVING_TIME: Duration = Duration::from_secs(5);
 /// A segment that is larger goes to be sent: its buffer becomes free while others still wait.
 pub(super) const MAX_SEGMENT_BYTES: usize = 256 << 10;
@@ -36,6 +41,35 @@ pub(crate) enum MayRead {
 }
 
 impl Shard {
+    /// The buffer that the next read goes into.
+    #[inline]
+    pub(crate) fn count_buffer(&self, conn: ConnId, allocated: usize) {
+        let state = &mut *self.state.borrow_mut();
+        if let Some(connection) = state.connections.get_mut(conn)
+            && connection.phase == Phase::Open
+        {
+            connection.buffer_bytes = allocated;
+            connection.recount(&mut state.bytes);
+        }
+    }
+
+    /// A write failed. A peer that keeps its window closed for too long is cut off by the kernel: that is no lost peer, but
+    /// one that does not read.
+    pub(crate) fn lost_writing(&self, conn: ConnId, error: &std::io::Error) {
+        self.turn(|state, now| {
+            if error.kind() == std::io::ErrorKind::TimedOut {
+                if let Some(left_out) = state.slow_lines.line(now.mono) {
+                    tracing::warn!(%conn, left_out, "lost: it did not read what it was sent, or was not there any more");
+                }
+                state.count(RefusalCause::Slow, now);
+            } else {
+                tracing::debug!(%conn, %error, "lost");
+            }
+            state.lose(conn, now);
+            state.act(now);
+        });
+    }
+
     /// Before a read: whether it has to wait, and how long. `allocated` is the buffer's size, of which `half_received` bytes
     /// are a message's beginning.
     #[inline]
@@ -48,11 +82,12 @@ impl Shard {
                 return MayRead::Now;
             }
             connection.buffer_bytes = allocated;
-            if large && connection.coming_since.is_none() {
-                connection.coming_since = Some(self.clock.now().mono);
-            } else if !large {
-                (connection.coming_since, connection.starving_since) = (None, None);
+            if large {
+                connection.comes(conn, half_received, self.clock.now().mono, &mut state.coming);
+            } else if let Some(coming) = connection.coming.take() {
+                state.coming.remove(&(coming.since, conn));
             }
+            connection.held_back = None;
             connection.recount(&mut state.bytes);
             state.broker.count_driver_bytes(state.bytes.whole, state.bytes.coming);
             let clogged = connection.clogged.is_some();
@@ -80,39 +115,40 @@ impl State {
 
     fn may_read(&mut self, conn: ConnId, large: bool, now: Now) -> MayRead {
         let used_up = self.is_used_up();
-        let waits = large && self.coming_is_used_up();
+        let waits = large && self.coming_is_used_up() && !self.is_first_to_come(conn, now);
         let holds = self.broker.holds_deliveries(conn);
-        let Some(connection) = self.connections.get_mut(conn) else { return MayRead::Now };
-        if waits {
-            let since = *connection.starving_since.get_or_insert(now.mono);
-            if now.mono.since(since) >= STARVING_TIME {
-                self.give_up_oldest(now);
-            }
-            self.broker.handle(Input::HeldBack { conn }, now);
-            return MayRead::NotYet;
-        }
-        connection.starving_since = None;
-        if holds {
+        let Some(connection) = self.connections.get_mut(conn).filter(|it| it.phase == Phase::Open) else {
+            return MayRead::Now;
+        };
+        if holds && !waits {
             return MayRead::Now;
         }
+        if !waits && !used_up && connection.clogged.is_none() {
+            return MayRead::Now;
+        }
+        connection.held_back = Some(now.mono);
         let relief = connection.relief.clone();
-        if used_up {
-            self.held_back.push(relief.clone());
+        if used_up && !std::mem::replace(&mut connection.in_line, true) {
+            self.held_back.extend(self.connections.key(conn));
         }
         self.broker.handle(Input::HeldBack { conn }, now);
-        MayRead::After(relief)
+        if waits { MayRead::NotYet } else { MayRead::After(relief) }
     }
 
-    /// A large message has waited for room for too long: the one that has been coming for longest is given up.
-    fn give_up_oldest(&mut self, now: Now) {
-        let coming = self.connections.numbers().into_iter().filter_map(|conn| {
-            let connection = self.connections.get_mut(conn)?;
-            let since = connection.coming_since.filter(|_| connection.phase == Phase::Open)?;
-            Some((since, conn))
-        });
-        if let Some((_, oldest)) = coming.min() {
-            self.starve(oldest, now);
+    /// Whether this connection's large message has been coming for longer than all others: it may go on, or none would ever
+    /// be complete. One that is first and does not go on is given up.
+    fn is_first_to_come(&mut self, conn: ConnId, now: Now) -> bool {
+        while let Some(&(since, first)) = self.coming.first() {
+            let connection = self.connections.get_mut(first).filter(|it| it.phase == Phase::Open);
+            match connection.and_then(|it| it.coming).filter(|coming| coming.since == since) {
+                Some(_) if first == conn => return true,
+                Some(coming) if now.mono.since(coming.progress_at) < STARVING_TIME => return false,
+                Some(_) => self.starve(first, now),
+                None => {}
+            }
+            self.coming.pop_first();
         }
+        false
     }
 
     fn starve(&mut self, conn: ConnId, now: Now) {
@@ -123,8 +159,8 @@ impl State {
             "large messages of {coming} bytes are half received, and there is no room for more (a quarter of memory): the \
              one on this connection was given up with {got} bytes; try again later"
         );
-        // Its reader drops the buffer before it reads again.
-        connection.buffer_bytes = 0;
+        // Its reader throws away what it gets by the read that is under way, and the buffer.
+        (connection.buffer_bytes, connection.coming) = (0, None);
         connection.recount(&mut self.bytes);
         if let Some(left_out) = self.starved_lines.line(now.mono) {
             tracing::warn!(%conn, peer, left_out, message);
@@ -138,7 +174,12 @@ impl State {
         if !self.held_back.is_empty() {
             self.broker.count_driver_bytes(self.bytes.whole, self.bytes.coming);
             if !self.is_used_up() {
-                self.held_back.drain(..).for_each(|relief| relief.set());
+                for key in self.held_back.drain(..) {
+                    if let Some(connection) = self.connections.find(key) {
+                        connection.in_line = false;
+                        connection.relief.set();
+                    }
+                }
             }
         }
     }
@@ -176,8 +217,11 @@ impl State {
         let Some(key) = self.connections.key(conn) else { return };
         let Some(connection) = self.connections.get_mut(conn) else { return };
         if connection.clogged.is_none() {
-            connection.clogged = Some(connection.stream.written_bytes());
-            self.clogged.push(now.mono, key);
+            connection.clogged = Some((connection.stream.written_bytes(), now.mono));
+            // One entry for each connection: it may be there still, of a time before.
+            if !std::mem::replace(&mut connection.watched, true) {
+                self.clogged.push(now.mono, key);
+            }
             self.broker.handle(Input::Clogged { conn }, now);
         }
     }
@@ -197,16 +241,20 @@ impl State {
     pub(super) fn time_out_clogged(&mut self, now: Now) {
         while let Some(key) = self.clogged.expire(now.mono) {
             let Some(connection) = self.connections.find(key) else { continue };
-            let Some(before) = connection.clogged.filter(|_| connection.phase == Phase::Open) else {
+            connection.watched = false;
+            let Some((before, since)) = connection.clogged.filter(|_| connection.phase == Phase::Open) else {
                 continue;
             };
             let written = connection.stream.written_bytes();
-            if written == before {
+            if written == before && now.mono.since(since) >= self.config.ping_interval * 3 {
                 self.give_up_on(key.conn, "it has read nothing of it for three ping intervals", now);
-            } else {
-                connection.clogged = Some(written);
-                self.clogged.push(now.mono, key);
+                continue;
             }
+            if written != before {
+                connection.clogged = Some((written, now.mono));
+            }
+            connection.watched = true;
+            self.clogged.push(now.mono, key);
         }
     }
 
@@ -231,6 +279,17 @@ impl State {
 }
 
 impl Connection {
+    /// A large message is coming, of which so much is here.
+    fn comes(&mut self, conn: ConnId, bytes: usize, now: Time, line: &mut BTreeSet<(Time, ConnId)>) {
+        let coming = self.coming.get_or_insert_with(|| {
+            line.insert((now, conn));
+            Coming { since: now, bytes: 0, progress_at: now }
+        });
+        if bytes > coming.bytes {
+            (coming.bytes, coming.progress_at) = (bytes, now);
+        }
+    }
+
     /// Bytes that wait to be sent or are on their way.
     pub(super) fn waiting(&self) -> usize {
         self.out.len() + self.in_flight
@@ -240,13 +299,28 @@ impl Connection {
     #[inline]
     pub(super) fn recount(&mut self, sums: &mut HeldBytes) {
         let out = self.out.own_bytes() + self.in_flight_own;
-        let now = if self.coming_since.is_some() {
+        let now = if self.coming.is_some() {
             HeldBytes { whole: out, coming: self.buffer_bytes }
         } else {
             HeldBytes { whole: out + self.buffer_bytes, coming: 0 }
         };
         sums.replace(self.counted, now);
         self.counted = now;
+    }
+}
+
+/// A large message that is half received.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Coming {
+    since: Time,
+    bytes: usize,
+    /// When the last of them came.
+    progress_at: Time,
+}
+
+impl Coming {
+    pub(super) fn since(self) -> Time {
+        self.since
     }
 }
 
