@@ -122,7 +122,7 @@ mod tests {
             events(&mut first, b"MSG _INBOX.stream.1 1 9\r\n{\"did\":1}\r\n").unwrap(),
             [Event::Ready]
         );
-        let refused = b"MSG _INBOX.stream.1 1 11\r\n{\"error\":{}}\r\n";
+        let refused = b"MSG _INBOX.stream.1 1 12\r\n{\"error\":{}}\r\n";
         assert!(events(&mut first, refused).unwrap_err().to_string().contains("{\"error\":{}}"));
         let mut second = connection(Role::Handler, 1);
         second.open(&mut Vec::new());
