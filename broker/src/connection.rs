@@ -12,7 +12,7 @@ use crate::{
     durable::Journal,
     session::Entry,
     slab::Key,
-    state::{Connection, Handler, Request, RequestState, Timer},
+    state::{Connection, Handler, Request, RequestState, Session, Timer},
 };
 
 impl Broker {
@@ -213,13 +213,13 @@ impl Broker {
         let (session, liveness) = (connection.session.take(), connection.liveness.take());
         // A client that said goodbye will not come back for what it left. An end of stream alone says nothing: the
         // system ends the streams of a client that crashed, too.
-        let (ends_here, in_order) = (connection.leaving, connection.leaving || connection.half_closed);
+        let ends_here = connection.leaving;
         if let Some(timer) = liveness {
             self.timers.cancel(timer);
         }
         // The session first: what ends with it must not go to another handler, of those that are lost next.
         if let Some(session) = session {
-            self.leave_session(session, ends_here, in_order);
+            self.leave_session(session, ends_here);
         }
         self.lose_handlers(conn);
     }
@@ -293,7 +293,7 @@ impl Broker {
         let ends = connection.half_closed || (connection.leaving && connection.handlers.is_empty());
         let key = connection.session;
         let session = key.and_then(|session| self.sessions.get(session));
-        if ends && !session.is_some_and(|session| self.is_waited_for(session, connection.half_closed)) {
+        if ends && session.is_none_or(Session::is_idle) {
             if let Some(key) = key.filter(|_| !connection.closing) {
                 self.tell_accepted(key);
             }

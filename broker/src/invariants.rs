@@ -25,8 +25,7 @@ impl Broker {
     /// Every request is open in its session, exactly once, and has a timer.
     fn check_requests(&self) {
         let open: usize = self.sessions.iter().map(|(_, session)| session.open.len()).sum();
-        let needs_none = |request: &Request| request.is_durable() || !request.wants_reply();
-        let orphan = |request: &Request| needs_none(request) && !self.sessions.contains(request.session);
+        let orphan = |request: &Request| request.is_durable() && !self.sessions.contains(request.session);
         let orphans = self.requests.iter().filter(|(_, request)| orphan(request)).count();
         assert_eq!(
             open + orphans,

@@ -131,6 +131,11 @@ pub(crate) struct Entry {
 }
 
 impl Session {
+    /// Whether nothing more is to be sent to its client.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.open.len() == self.durable_outcomes.len()
+    }
+
     /// Whether this instance was heard on that connection before, or on a later one.
     fn has_heard(&self, speaker: Speaker) -> bool {
         let known = [&self.speaker].into_iter().chain(&self.former);
@@ -258,41 +263,8 @@ impl Broker {
         }
     }
 
-    /// Whether a client that says nothing more has outcomes to come. Sends have none; of what is durable, one that has a
-    /// name may be come back for.
-    pub(crate) fn is_waited_for(&self, session: &Session, half_closed: bool) -> bool {
-        let sent = |key| {
-            let decided = self.durable(key).and_then(|durable| durable.decided);
-            decided.is_some_and(|decided| decided.sequence.is_some())
-        };
-        session.open.values().any(|key| match self.requests.get(*key) {
-            Some(request) if request.is_durable() => half_closed && request.wants_reply() && !sent(*key),
-            Some(request) => request.wants_reply(),
-            None => false,
-        })
-    }
-
-    /// What a client has sent that left in order goes on without it.
-    fn set_sends_free(&mut self, key: Key<Session>) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        let requests = &self.requests;
-        let is_send = |key: &Key<Request>| {
-            requests.get(*key).is_some_and(|request| !request.wants_reply() && !request.is_durable())
-        };
-        let sends: Vec<_> = session.open.extract_if(|_, key| is_send(key)).map(|(_, key)| key).collect();
-        for send in sends {
-            if let Some(request) = self.requests.get_mut(send) {
-                request.session = Key::from_raw(u64::MAX);
-            }
-        }
-    }
-
-    /// The connection is gone. What its session has open goes on, if the client can come back for it. `in_order`: the client
-    /// had said that it would say nothing more; `ends_here`: and that it will not come back.
-    pub(crate) fn leave_session(&mut self, key: Key<Session>, ends_here: bool, in_order: bool) {
-        if in_order {
-            self.set_sends_free(key);
-        }
+    /// The connection is gone. What its session has open goes on, if the client can come back for it.
+    pub(crate) fn leave_session(&mut self, key: Key<Session>, ends_here: bool) {
         let crowded = self.detached >= self.config.max_sessions_away;
         let Some(session) = self.sessions.get_mut(key) else { return };
         session.conn = None;

@@ -292,7 +292,7 @@ mod tests {
     fn all_flags() {
         let config = settings(
             "ringpost serve --id a --listen 127.0.0.1:1 --listen [::1]:2,127.0.0.1:3 --dispatch least-busy \
-             --dispatch-interval 1ms --max-payload 1KiB --queue-limit 1 --queue-limit-bytes 2KiB --max-connections 3 \
+             --dispatch-interval 1ms --max-payload 1KiB --queue-limit 1 --queue-limit-bytes 200KiB --max-connections 3 \
              --max-actions 4 --max-ttl 5s --default-timeout 6s --outbound-limit 7MiB --handshake-timeout 8s \
              --ping-interval 9s --drain-timeout 10s --leg-queue-limit 11 --stuck-after 12s --session-linger 13s \
              --max-sessions-away 14 --outcome-limit 15KiB --memory 16MiB --data-dir d \
@@ -309,7 +309,7 @@ mod tests {
             ["127.0.0.1:1", "[::1]:2", "127.0.0.1:3"].map(|text| text.parse().unwrap()).to_vec();
         expected.dispatch = Dispatch::LeastBusy;
         expected.dispatch_interval = Duration::from_millis(1);
-        (expected.max_payload, expected.queue_limit, expected.queue_limit_bytes) = (1024, 1, 2048);
+        (expected.max_payload, expected.queue_limit, expected.queue_limit_bytes) = (1024, 1, 200 << 10);
         (expected.max_connections, expected.max_actions) = (Some(3), 4);
         let seconds = Duration::from_secs;
         (expected.max_ttl, expected.default_timeout, expected.outbound_limit) =

@@ -51,7 +51,7 @@ fn stat(server: &Handle, part: &str, name: &str) -> u64 {
 
 /// Asks until what `$sys.stats` shows is as it should be.
 fn until(server: &Handle, part: &str, name: &str, holds: impl Fn(u64) -> bool) {
-    for _ in 0..400 {
+    for _ in 0..1600 {
         if holds(stat(server, part, name)) {
             return;
         }

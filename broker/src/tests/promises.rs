@@ -466,29 +466,3 @@ fn a_crowd_that_is_away() {
     assert_eq!(come(ConnId(13), "asks", true), (2, 1));
     assert_eq!(stage.deliveries(handler).len(), 1);
 }
-
-/// Who only waits for its sends to be done need not stay: the connection ends at once, and they go on. What it asked for ends
-/// with it.
-#[test]
-fn a_client_that_leaves_does_not_wait_for_its_sends() {
-    for speaks in [Speaks::Binary, Speaks::Json] {
-        let mut stage = Stage::new(Config::default());
-        let (handler, requester) = (stage.handler("sum", 1), stage.connect(speaks));
-        for number in 1..=3 {
-            stage.request(requester, if speaks == Speaks::Json { 0 } else { number }, send);
-        }
-        let leave = match speaks {
-            Speaks::Binary => Input::Message { conn: requester, message: ClientMessage::Goaway },
-            Speaks::Json => Input::HalfClosed { conn: requester },
-        };
-        stage.input(leave);
-        assert_eq!(stage.closed, [(requester, CloseReason::Finished)], "{speaks:?}");
-        stage.input(Input::Closed { conn: requester });
-        for _ in 0..3 {
-            let held = stage.deliveries(handler).remove(0);
-            assert!(stage.take(handler).is_empty(), "nobody has called it back");
-            stage.answer(handler, held.delivery, Verdict::Reply);
-        }
-        assert_eq!(stage.broker.open_requests(), 0);
-    }
-}
