@@ -119,7 +119,7 @@ impl Broker {
         }
         let to_be_kept = !at_once || asked.max_attempts > 1;
         let more_bytes = if to_be_kept { asked.content.uncounted_len() } else { 0 };
-        if self.memory_used() + more_bytes > self.config.memory_bytes / 4 * 3 {
+        if self.is_over_memory(more_bytes) {
             return self.refuse_for_memory(conn, session_key, asked);
         }
         let deadline = self.deadline(asked, speaks);
@@ -253,8 +253,14 @@ impl Broker {
         Deadline { at: self.now.mono + after, ends_with }
     }
 
+    /// Whether so many bytes more are too many to hold.
+    #[inline]
+    pub(crate) fn is_over_memory(&self, more_bytes: usize) -> bool {
+        self.memory_used() + more_bytes > self.config.memory_bytes / 4 * 3
+    }
+
     #[cold]
-    fn refuse_for_memory(&mut self, conn: ConnId, session: Key<Session>, asked: &Asked) {
+    pub(crate) fn refuse_for_memory(&mut self, conn: ConnId, session: Key<Session>, asked: &Asked) {
         self.counters.refused_memory += 1;
         let message = format!(
             "{} bytes of messages are held already, and no more can be: try again later (the server's --memory)",

@@ -30,6 +30,9 @@ impl Broker {
         if let Err((code, message)) = self.may_be_durable(asked) {
             return self.refuse(conn, session_key, asked, code, message);
         }
+        if self.is_over_memory(asked.content.uncounted_len()) {
+            return self.refuse_for_memory(conn, session_key, asked);
+        }
         let most = self.config.max_ttl;
         let ttl = |ms: u32| Duration::from_millis(u64::from(ms)).min(most);
         let ttl = if asked.ttl_ms == 0 { DEFAULT_TTL.min(most) } else { ttl(asked.ttl_ms) };

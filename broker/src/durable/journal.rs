@@ -12,6 +12,9 @@ use crate::{
     state::{Delivery, Request, Session},
 };
 
+/// No record has it: what waits for it waits until the server ends.
+const NEVER: Sequence = Sequence(u64::MAX);
+
 /// What waits for the log.
 #[derive(Debug)]
 pub(crate) enum Gate {
@@ -53,10 +56,14 @@ impl Journal {
     }
 
     fn append(&mut self, record: &Record<'_>) -> Option<Location> {
-        // A log that failed takes nothing; what follows is for a server that is about to end.
-        let location = self.writer.append(record).ok()?;
-        self.last = location.sequence;
-        Some(location)
+        if self.last == NEVER {
+            return None;
+        }
+        // A log that failed or was stopped takes nothing. What would rely on this record, and on all that come later, must
+        // then wait for ever: a gate at the record before it could be open already.
+        let location = self.writer.append(record).ok();
+        self.last = location.map_or(NEVER, |location| location.sequence);
+        location
     }
 
     pub(crate) fn has_gates(&self) -> bool {

@@ -5,7 +5,11 @@ use ringpost_protocol::message::{OpenState, Resume, Speaker};
 use super::*;
 use crate::{
     Restore,
-    log::{self, LogId, Record, SyncPolicy, Writer, files::perform, memory::Memory},
+    log::{
+        self, LogId, Record, SyncPolicy, Writer,
+        files::perform,
+        memory::{Call, Memory},
+    },
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -618,4 +622,61 @@ fn a_day_is_the_usual_ttl() {
         logged.pass(Duration::from_secs(2));
         assert!(!waits(&logged), "{max_ttl} h at most, {ttl_ms} ms asked for");
     }
+}
+
+/// What cannot be logged any more is neither accepted nor answered, however stable all that came before it is.
+#[test]
+fn nothing_goes_out_of_a_log_that_failed() {
+    let mut logged = Logged::new(Config::default());
+    let (handler, requester) = (logged.handler("sum", 9), logged.named("r"));
+    logged.request(requester, 1, durable);
+    logged.sync();
+    let held = logged.deliveries(handler).remove(0);
+    logged.sync();
+    logged.take(requester);
+    logged.disk.fail(Call::Sync, 0, std::io::ErrorKind::Other);
+    logged.request(requester, 2, durable);
+    logged.sync();
+    assert!(logged.broker.log().unwrap().failed().is_some());
+    logged.answered(handler, held.delivery, 1);
+    logged.sync();
+    logged.request(requester, 3, durable);
+    logged.sync();
+    assert_eq!(logged.codes(requester), [(3, Some(Code::DurableUnavailable))]);
+    assert!(logged.take(handler).is_empty(), "neither a delivery of 2 nor word that the answer is safe");
+    logged.restart();
+    assert_eq!(logged.broker.open_requests(), 1, "1 is undecided, 2 was never accepted");
+}
+
+/// A log that is being closed takes nothing more: an answer that comes then is not promised to anybody.
+#[test]
+fn nothing_goes_out_behind_the_end_of_the_log() {
+    let mut logged = Logged::new(Config::default());
+    let (handler, requester) = (logged.handler("sum", 9), logged.named("r"));
+    logged.request(requester, 1, durable);
+    logged.sync();
+    let held = logged.deliveries(handler).remove(0);
+    logged.broker.log().unwrap().stop();
+    logged.sync();
+    logged.answered(handler, held.delivery, 1);
+    logged.sync();
+    assert!(logged.replies(requester).is_empty() && logged.take(handler).is_empty());
+    logged.restart();
+    assert_eq!(logged.broker.open_requests(), 1);
+}
+
+/// Durable requests that wait count in the memory budget like all others.
+#[test]
+fn what_waits_is_bounded_by_memory() {
+    let mut logged = Logged::new(Config { memory_bytes: 4000, ..Config::default() });
+    let requester = logged.named("r");
+    for number in 1..=4 {
+        logged.request(requester, number, |request| {
+            durable(request);
+            request.content = Content::from_parts(b"sum", b"", b"", &[b'1'; 900]);
+        });
+        logged.sync();
+    }
+    assert_eq!(logged.codes(requester), [(4, Some(Code::Overloaded))]);
+    assert_eq!(logged.broker.counters().refused_memory, 1);
 }
