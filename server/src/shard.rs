@@ -7,7 +7,6 @@ mod traffic;
 
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeSet,
     rc::Rc,
     time::Duration,
 };
@@ -94,8 +93,8 @@ struct State {
     clogged: Waiting,
     /// Those that are held back because memory is short.
     held_back: Vec<Key>,
-    /// Large messages that are half received, by the time at which they began.
-    coming: BTreeSet<(Time, ConnId)>,
+    /// Large messages that are half received.
+    line: memory::Line,
     /// What all connections hold.
     bytes: HeldBytes,
 }
@@ -158,7 +157,7 @@ impl Shard {
             starved_lines: Throttle::default(),
             clogged: Waiting::new(config.ping_interval * 3),
             held_back: Vec::new(),
-            coming: BTreeSet::new(),
+            line: memory::Line::default(),
             bytes: HeldBytes::default(),
             config,
         };
@@ -248,7 +247,7 @@ impl Shard {
         self.turn(|state, now| {
             state.lose(conn, now);
             state.act(now);
-            state.remove(conn);
+            state.remove(conn, now);
             tracing::debug!(%conn, "closed");
         });
         self.end_if_last();

@@ -65,7 +65,9 @@ async fn read(shard: &Shard, conn: ConnId, stream: &Stream) {
                     clock::within(HOLD_TIME, relief.wait()).await;
                     break;
                 }
-                MayRead::NotYet => clock::sleep(HOLD_TIME).await,
+                MayRead::NotYet(relief) => {
+                    clock::within(HOLD_TIME, relief.wait()).await;
+                }
             }
         }
         size.prepare(&mut buffer, missing);

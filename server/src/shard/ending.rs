@@ -62,11 +62,11 @@ impl State {
     }
 
     /// Nothing of the connection is left, nor of what it made us hold.
-    pub(super) fn remove(&mut self, conn: ConnId) {
+    pub(super) fn remove(&mut self, conn: ConnId, now: Now) {
         if let Some(connection) = self.connections.remove(conn) {
             self.bytes.replace(connection.counted, HeldBytes::default());
             if let Some(coming) = connection.coming {
-                self.coming.remove(&(coming.since(), conn));
+                self.leave_line(conn, coming, now.mono);
             }
         }
     }

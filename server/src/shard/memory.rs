@@ -36,8 +36,8 @@ pub(crate) enum MayRead {
     Now,
     /// After a while, or when there is room again.
     After(Rc<Event>),
-    /// To be asked again after a while.
-    NotYet,
+    /// To be asked again after a while, or when its turn may have come.
+    NotYet(Rc<Event>),
 }
 
 impl Shard {
@@ -83,14 +83,19 @@ impl Shard {
             }
             connection.buffer_bytes = allocated;
             if large {
-                connection.comes(conn, half_received, self.clock.now().mono, &mut state.coming);
-            } else if let Some(coming) = connection.coming.take() {
-                state.coming.remove(&(coming.since, conn));
+                connection.comes(conn, half_received, self.clock.now().mono, &mut state.line);
+                connection.held_back = None;
+                connection.recount(&mut state.bytes);
+            } else {
+                let complete = connection.coming.take();
+                connection.held_back = None;
+                connection.recount(&mut state.bytes);
+                if let Some(coming) = complete {
+                    state.leave_line(conn, coming, self.clock.now().mono);
+                }
             }
-            connection.held_back = None;
-            connection.recount(&mut state.bytes);
             state.broker.count_driver_bytes(state.bytes.whole, state.bytes.coming);
-            let clogged = connection.clogged.is_some();
+            let clogged = state.connections.get_mut(conn).is_some_and(|it| it.clogged.is_some());
             let short = state.is_used_up() || (large && state.coming_is_used_up());
             if !clogged && !short {
                 return MayRead::Now;
@@ -132,26 +137,38 @@ impl State {
             self.held_back.extend(self.connections.key(conn));
         }
         self.broker.handle(Input::HeldBack { conn }, now);
-        if waits { MayRead::NotYet } else { MayRead::After(relief) }
+        if waits { MayRead::NotYet(relief) } else { MayRead::After(relief) }
     }
 
     /// Whether this connection's large message has been coming for longer than all others: it may go on, or none would ever
     /// be complete. One that is first and does not go on is given up.
     fn is_first_to_come(&mut self, conn: ConnId, now: Now) -> bool {
-        while let Some(&(since, first)) = self.coming.first() {
-            let connection = self.connections.get_mut(first).filter(|it| it.phase == Phase::Open);
-            match connection.and_then(|it| it.coming).filter(|coming| coming.since == since) {
-                Some(_) if first == conn => return true,
-                Some(coming) if now.mono.since(coming.progress_at) < STARVING_TIME => return false,
-                Some(_) => self.starve(first, now),
-                None => {}
+        while let Some((first, turn_since)) = self.line.first(now.mono) {
+            if first == conn {
+                return true;
             }
-            self.coming.pop_first();
+            match self.connections.get_mut(first).and_then(|it| it.coming) {
+                Some(coming) if now.mono.since(coming.progress_at.max(turn_since)) < STARVING_TIME => {
+                    return false;
+                }
+                Some(coming) => self.starve(first, coming, now),
+                None => self.line.pop_first(),
+            }
         }
         false
     }
 
-    fn starve(&mut self, conn: ConnId, now: Now) {
+    /// A large message does not come any more, or is complete: the next one in line has its turn.
+    pub(super) fn leave_line(&mut self, conn: ConnId, coming: Coming, now: Time) {
+        self.line.leave(conn, coming);
+        if let Some((first, _)) = self.line.first(now)
+            && let Some(next) = self.connections.get_mut(first)
+        {
+            next.relief.set();
+        }
+    }
+
+    fn starve(&mut self, conn: ConnId, place: Coming, now: Now) {
         let coming = self.bytes.coming;
         let Some(connection) = self.connections.get_mut(conn) else { return };
         let (peer, got) = (connection.peer(), connection.buffer_bytes);
@@ -162,6 +179,7 @@ impl State {
         // Its reader throws away what it gets by the read that is under way, and the buffer.
         (connection.buffer_bytes, connection.coming) = (0, None);
         connection.recount(&mut self.bytes);
+        self.leave_line(conn, place, now.mono);
         if let Some(left_out) = self.starved_lines.line(now.mono) {
             tracing::warn!(%conn, peer, left_out, message);
         }
@@ -280,9 +298,9 @@ impl State {
 
 impl Connection {
     /// A large message is coming, of which so much is here.
-    fn comes(&mut self, conn: ConnId, bytes: usize, now: Time, line: &mut BTreeSet<(Time, ConnId)>) {
+    fn comes(&mut self, conn: ConnId, bytes: usize, now: Time, line: &mut Line) {
         let coming = self.coming.get_or_insert_with(|| {
-            line.insert((now, conn));
+            line.waiting.insert((now, conn));
             Coming { since: now, bytes: 0, progress_at: now }
         });
         if bytes > coming.bytes {
@@ -318,9 +336,29 @@ pub(crate) struct Coming {
     progress_at: Time,
 }
 
-impl Coming {
-    pub(super) fn since(self) -> Time {
-        self.since
+/// Large messages that are half received, by the time at which they began.
+#[derive(Debug, Default)]
+pub(super) struct Line {
+    waiting: BTreeSet<(Time, ConnId)>,
+    /// Which of them is first, and since when.
+    turn: Option<((Time, ConnId), Time)>,
+}
+
+impl Line {
+    /// Whose turn it is, and since when.
+    fn first(&mut self, now: Time) -> Option<(ConnId, Time)> {
+        let first = *self.waiting.first()?;
+        let turn = self.turn.filter(|(its, _)| *its == first).unwrap_or((first, now));
+        self.turn = Some(turn);
+        Some((first.1, turn.1))
+    }
+
+    fn leave(&mut self, conn: ConnId, coming: Coming) {
+        self.waiting.remove(&(coming.since, conn));
+    }
+
+    fn pop_first(&mut self) {
+        self.waiting.pop_first();
     }
 }
 

@@ -4,7 +4,7 @@
 use std::{
     io::{Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::BytesMut;
@@ -81,7 +81,9 @@ impl Json {
 
     /// The next message of this kind; others are passed over.
     pub(crate) fn hear_a(&mut self, action: &str) -> Value {
+        let until = Instant::now() + DEADLINE;
         loop {
+            assert!(Instant::now() < until, "no {action} for {DEADLINE:?}");
             let message = self.hear();
             if message["action"] == action {
                 return message;
@@ -182,6 +184,7 @@ impl Binary {
     /// The next message that is neither an acceptance nor a ping, which is answered; `None` at the end.
     pub(crate) fn hear_or_end(&mut self) -> Option<ServerMessage> {
         let reader = FrameReader::new(1 << 30);
+        let until = Instant::now() + DEADLINE;
         loop {
             if let Some(frame) = reader.next(&mut self.buffer).unwrap() {
                 match frame::decode_server(frame).unwrap().unwrap() {
@@ -190,6 +193,7 @@ impl Binary {
                     message => return Some(message),
                 }
             }
+            assert!(Instant::now() < until, "nothing but pings for {DEADLINE:?}");
             let mut piece = [0; 65536];
             let read = self.socket.read(&mut piece).unwrap();
             if read == 0 {
