@@ -32,8 +32,12 @@ impl Broker {
         self.counters.requests += 1;
         let Some(connection) = self.connection(conn) else { return };
         let (speaks, Some(session_key)) = (connection.speaks, connection.session) else { return };
-        self.begin_anew(session_key);
-        let Some(session) = self.sessions.get_mut(session_key) else { return };
+        let Some(mut session) = self.sessions.get_mut(session_key) else { return };
+        if !session.caught_up {
+            self.begin_anew(session_key);
+            let Some(anew) = self.sessions.get_mut(session_key) else { return };
+            session = anew;
+        }
         if asked.number == 0 {
             asked.number = session.next_number;
         } else if asked.number < session.next_number {
@@ -47,8 +51,9 @@ impl Broker {
             return self.break_off(conn, message);
         };
         session.next_number = next_number;
+        let behind = !session.unstable.is_empty();
         match self.admit(asked) {
-            Ok(Admission::Plain(action)) => self.accept(conn, session_key, action, speaks, asked),
+            Ok(Admission::Plain(action)) => self.accept(conn, session_key, action, speaks, behind, asked),
             Ok(Admission::Durable) => self.accept_durable(conn, session_key, speaks, asked),
             Err(Refusal::Internal) => self.answer_control(conn, session_key, speaks, asked),
             Err(Refusal::Error(code, message)) => self.refuse(conn, session_key, asked, code, message),
@@ -88,12 +93,15 @@ impl Broker {
         Err(Refusal::Error(Code::NoHandler, no_handler(&text)))
     }
 
+    /// Takes a plain request in. `behind`: what its session sent before it is not stable yet.
+    #[inline(always)]
     fn accept(
         &mut self,
         conn: ConnId,
         session_key: Key<Session>,
         action_key: Key<Action>,
         speaks: Speaks,
+        behind: bool,
         asked: &mut Asked,
     ) {
         if self.requests.is_full() || self.deliveries.is_full() {
@@ -106,7 +114,6 @@ impl Broker {
             return self.refuse(conn, session_key, asked, Code::NoHandler, message);
         }
         let broadcast = asked.flags.has(RequestFlags::BROADCAST);
-        let behind = self.sessions.get(session_key).is_some_and(|session| !session.unstable.is_empty());
         let at_once = !broadcast
             && !behind
             && action.queue.waiting == 0

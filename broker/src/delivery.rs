@@ -46,11 +46,9 @@ impl Broker {
     }
 
     fn deliver_content(&mut self, key: Key<Request>, handler: Key<Handler>, content: Content) {
-        let Some(delivery) = self.hold(key, handler, 0, true) else { return };
-        if let Some(request) = self.requests.get_mut(key) {
-            request.state = RequestState::Delivered(delivery);
+        if let Some(delivery) = self.hold(key, handler, 0, true) {
+            self.send_delivery(key, handler, delivery, content);
         }
-        self.send_delivery(key, handler, delivery, content);
     }
 
     /// Uses one unit of the handler's credit. `turn`: it goes behind the others of its action.
@@ -101,6 +99,10 @@ impl Broker {
         };
         self.counters.deliveries += 1;
         let durable = request.is_durable();
+        // A broadcast's deliveries are noted with its legs.
+        if !matches!(request.state, RequestState::Broadcast(_)) {
+            request.state = RequestState::Delivered(delivery);
+        }
         request.delivered_after_ms = millis_between(request.received.mono, self.now.mono);
         let message = Deliver {
             delivery: delivery.raw(),
@@ -205,14 +207,16 @@ impl Broker {
 
     /// What an answer means for its request, if that still waits for it.
     fn settle(&mut self, conn: ConnId, key: Key<Delivery>, delivery: &Delivery, answer: &mut Answer) {
-        let answered = Answered { conn, sequence: answer.sequence };
-        if !self.is_current(key, delivery) {
+        let Some(request) = self.current(key, delivery) else {
             // A handler that was called back says so, or was faster with its answer; neither changes the outcome.
             if answer.verdict != Verdict::Cancelled {
                 self.counters.late_answers += 1;
             }
             return;
-        }
+        };
+        let (broadcast, durable) =
+            (matches!(request.state, RequestState::Broadcast(_)), request.is_durable());
+        let send = !request.wants_reply();
         let mut content = std::mem::take(&mut answer.content);
         let code = match answer.verdict {
             Verdict::Reply => {
@@ -237,30 +241,30 @@ impl Broker {
                 b"error without a message",
             );
         }
-        match self.requests.get(delivery.request).map(|request| &request.state) {
-            Some(RequestState::Broadcast(_)) => {
-                self.end_leg(delivery.request, delivery.leg, code, content, true)
+        if broadcast {
+            self.end_leg(delivery.request, delivery.leg, code, content, true);
+        } else if durable {
+            let answered = Answered { conn, sequence: answer.sequence };
+            if send && code.is_some() {
+                return self.send_failed(delivery.request, answer.verdict, &content, answered);
             }
-            _ if self.requests.get(delivery.request).is_some_and(Request::is_durable) => {
-                let send = self.requests.get(delivery.request).is_some_and(|request| !request.wants_reply());
-                if send && code.is_some() {
-                    return self.send_failed(delivery.request, answer.verdict, &content, answered);
-                }
-                self.decide(delivery.request, code, content, Some(answered));
-            }
-            _ => self.end(delivery.request, code, content, true),
+            self.decide(delivery.request, code, content, Some(answered));
+        } else {
+            self.end_plain(delivery.request, code, content, true);
         }
     }
 
-    /// Whether the request still waits for this delivery, and for no later one.
-    fn is_current(&self, key: Key<Delivery>, delivery: &Delivery) -> bool {
-        match self.requests.get(delivery.request).map(|request| &request.state) {
-            Some(RequestState::Delivered(current)) => *current == key,
-            Some(RequestState::Broadcast(legs)) => {
+    /// The request of a delivery, if it still waits for this one, and for no later one.
+    fn current(&self, key: Key<Delivery>, delivery: &Delivery) -> Option<&Request> {
+        let request = self.requests.get(delivery.request)?;
+        let waits = match &request.state {
+            RequestState::Delivered(current) => *current == key,
+            RequestState::Broadcast(legs) => {
                 legs.states.get(delivery.leg as usize) == Some(&LegState::Delivered(key))
             }
             _ => false,
-        }
+        };
+        waits.then_some(request)
     }
 
     /// An attempt went down with its handler. The request is returned if it has attempts left.
@@ -271,9 +275,7 @@ impl Broker {
         delivery: &Delivery,
         leaves: bool,
     ) -> Option<Key<Request>> {
-        if !self.is_current(key, delivery) {
-            return None;
-        }
+        self.current(key, delivery)?;
         if leaves {
             self.attempt_does_not_count(delivery.request);
         }
@@ -294,11 +296,9 @@ impl Broker {
         let key = Key::from_raw(progress.number);
         let Some(delivery) = self.deliveries.get(key) else { return };
         let held_here = self.handlers.get(delivery.handler).is_some_and(|handler| handler.conn == conn);
-        if !held_here || !self.is_current(key, delivery) {
-            return;
-        }
+        let Some(request) = self.current(key, delivery).filter(|_| held_here) else { return };
         let request_key = delivery.request;
-        if self.requests.get(request_key).is_some_and(Request::is_durable) {
+        if request.is_durable() {
             self.lease(request_key);
         }
         let Some(request) = self.requests.get(request_key) else { return };
@@ -319,10 +319,10 @@ impl Broker {
             ServerMessage::Deliver(deliver) => {
                 let key = Key::from_raw(deliver.delivery);
                 let Some(delivery) = self.release(conn, key) else { return };
-                if self.is_current(key, &delivery) {
+                if let Some(request) = self.current(key, &delivery) {
                     let message = "the handler speaks JSON and the request's payload or options are not JSON";
-                    match self.requests.get(delivery.request).map(|request| &request.state) {
-                        Some(RequestState::Broadcast(_)) => {
+                    match request.state {
+                        RequestState::Broadcast(_) => {
                             let content = Content::from_payload(message);
                             self.end_leg(
                                 delivery.request,
@@ -373,6 +373,10 @@ impl Broker {
         if self.requests.get(key).is_some_and(Request::is_durable) {
             return self.decide(key, code, content, None);
         }
+        self.end_plain(key, code, content, handled);
+    }
+
+    fn end_plain(&mut self, key: Key<Request>, code: Option<Code>, content: Content, handled: bool) {
         let Some(request) = self.forget(key) else { return };
         let session = request.session;
         if request.wants_reply() {

@@ -418,7 +418,7 @@ impl Broker {
     /// A request from a connection that did not resume what its session had: another instance, which knows nothing of the
     /// older one's requests and could not tell their outcomes from those of its own.
     pub(crate) fn begin_anew(&mut self, key: Key<Session>) {
-        let Some(session) = self.sessions.get_mut(key).filter(|session| !session.caught_up) else { return };
+        let Some(session) = self.sessions.get_mut(key) else { return };
         session.caught_up = true;
         session.own_from = session.next_number;
         self.drop_outcomes(key);

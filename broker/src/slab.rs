@@ -105,6 +105,7 @@ impl<T> Slab<T> {
     }
 
     /// Puts an entry in. The caller has checked [`Slab::is_full`].
+    #[inline(always)]
     pub(crate) fn insert(&mut self, entry: T) -> Key<T> {
         assert!(!self.is_full(), "callers refuse what does not fit");
         self.len += 1;

@@ -115,6 +115,10 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "DURATION", env = "RINGPOST_PING_INTERVAL", value_parser = duration)]
     ping_interval: Option<Duration>,
 
+    /// How long to look for more work before sleeping; 0 saves power, and answers later under light load [default: 50us]
+    #[arg(long, value_name = "DURATION", env = "RINGPOST_BUSY_POLL", value_parser = duration)]
+    busy_poll: Option<Duration>,
+
     /// Bytes of all messages that are held: half received, waiting, kept, on their way out [default: 1GiB]
     #[arg(long, value_name = "SIZE", env = "RINGPOST_MEMORY", value_parser = size)]
     memory: Option<u64>,
@@ -216,6 +220,7 @@ impl ServeArgs {
         replace(&mut config.outbound_limit, self.outbound_limit);
         replace(&mut config.handshake_timeout, self.handshake_timeout);
         replace(&mut config.ping_interval, self.ping_interval);
+        replace(&mut config.busy_poll, self.busy_poll);
         replace(&mut config.memory, self.memory);
         replace(&mut config.leg_queue_limit, self.leg_queue_limit);
         replace(&mut config.stuck_after, self.stuck_after);
@@ -295,7 +300,7 @@ mod tests {
              --dispatch-interval 1ms --max-payload 1KiB --queue-limit 1 --queue-limit-bytes 200KiB --max-connections 3 \
              --max-actions 4 --max-ttl 5s --default-timeout 6s --outbound-limit 7MiB --handshake-timeout 8s \
              --ping-interval 9s --drain-timeout 10s --leg-queue-limit 11 --stuck-after 12s --session-linger 13s \
-             --max-sessions-away 14 --outcome-limit 15KiB --memory 16MiB --data-dir d \
+             --max-sessions-away 14 --outcome-limit 15KiB --memory 16MiB --busy-poll 60us --data-dir d \
              --sync interval:17s --segment-size 18MiB --max-disk 190MiB --handle-timeout 20s --dead-ttl 21s --dead-limit 22"
                 .split_whitespace()
                 .collect::<Vec<_>>()
@@ -318,6 +323,7 @@ mod tests {
         expected.drain_timeout = seconds(10);
         (expected.leg_queue_limit, expected.max_sessions_away) = (11, 14);
         (expected.stuck_after, expected.session_linger) = (seconds(12), seconds(13));
+        expected.busy_poll = Duration::from_micros(60);
         (expected.outcome_limit, expected.memory) = (15 << 10, 16 << 20);
         (expected.handle_timeout, expected.dead_ttl, expected.dead_limit) = (seconds(20), seconds(21), 22);
         (expected.data_dir, expected.sync) = (Some("d".into()), Sync::Interval(seconds(17)));

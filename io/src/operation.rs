@@ -4,18 +4,34 @@
 //! dropped, before they are cancelled: the kernel could then write into memory that belongs to somebody else. So
 //! [`crate::ring::run`] does not let go of the runtime before the count is zero.
 
-use std::{cell::Cell, io};
+use std::{cell::Cell, io, rc::Rc};
 
 use io_uring::{cqueue, opcode, squeue};
 use tokio_uring::{OneshotOutputTransform, UnsubmittedOneshot};
 
+use crate::event::Event;
+
 thread_local! {
     static IN_FLIGHT: Cell<usize> = const { Cell::new(0) };
+    static COMPLETED: Cell<usize> = const { Cell::new(0) };
+    /// Announced by each completion.
+    static COMPLETION: Rc<Event> = Rc::default();
 }
 
 /// Operations that this thread's ring has not completed yet.
 pub(crate) fn in_flight() -> usize {
     IN_FLIGHT.get()
+}
+
+/// Operations of this thread that have completed, visits not among them.
+pub(crate) fn completed() -> usize {
+    COMPLETED.get()
+}
+
+/// Waits until one more has completed; one since the last wait counts. Only one task may wait.
+pub(crate) async fn next_completion() {
+    let completion = COMPLETION.with(Rc::clone);
+    completion.wait().await;
 }
 
 /// Submits an operation and waits for its completion: what the kernel returned, and the data that was lent to it.
@@ -25,14 +41,17 @@ pub(crate) fn in_flight() -> usize {
 #[allow(unsafe_code, reason = "the caller vouches for the pointers in the entry")]
 pub(crate) async unsafe fn submit<D: Unpin + 'static>(data: D, entry: squeue::Entry) -> (io::Result<u32>, D) {
     let lent = Lent { data, _token: Token::new() };
-    UnsubmittedOneshot::new(lent, TakeBack(std::marker::PhantomData), entry).submit().await
+    let output = UnsubmittedOneshot::new(lent, TakeBack(std::marker::PhantomData), entry).submit().await;
+    COMPLETED.set(COMPLETED.get().wrapping_add(1));
+    COMPLETION.with(|completion| completion.set());
+    output
 }
 
 /// Waits for one visit to the kernel.
-#[allow(unsafe_code, reason = "an entry without pointers")]
 pub(crate) async fn visit() {
-    // SAFETY: nothing is lent, and the entry names nothing.
-    let (_, ()) = unsafe { submit((), opcode::Nop::new().build()) }.await;
+    let lent = Lent { data: (), _token: Token::new() };
+    let nothing = opcode::Nop::new().build();
+    let (_, ()) = UnsubmittedOneshot::new(lent, TakeBack(std::marker::PhantomData), nothing).submit().await;
 }
 
 /// Data in the kernel's hands. If the operation's future is dropped, tokio-uring keeps it until the completion.

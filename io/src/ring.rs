@@ -4,7 +4,7 @@ use std::{
     future::Future,
     io,
     panic::{self, AssertUnwindSafe},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::operation;
@@ -18,11 +18,15 @@ pub struct RingConfig {
     pub coop_taskrun: bool,
     /// Promise that only this thread submits (Linux 6.0).
     pub single_issuer: bool,
+    /// How long the thread looks for the next completion again and again before it sleeps. That saves what waking it up
+    /// takes. Where looking brings nothing, or keeps others from the processor, it is done more and more rarely. Zero: the
+    /// thread sleeps at once.
+    pub busy_poll: Duration,
 }
 
 impl Default for RingConfig {
     fn default() -> Self {
-        Self { entries: 4096, coop_taskrun: true, single_issuer: true }
+        Self { entries: 4096, coop_taskrun: true, single_issuer: true, busy_poll: Duration::ZERO }
     }
 }
 
@@ -86,7 +90,17 @@ pub fn run<T>(config: &RingConfig, future: impl Future<Output = T>) -> Result<T,
     };
     let runtime = with_best_flags(config, start)?.0;
     // Nor may an unwinding panic drop the runtime while something is in flight.
-    let output = panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(future)));
+    let busy_poll = config.busy_poll;
+    let output = panic::catch_unwind(AssertUnwindSafe(|| {
+        runtime.block_on(async {
+            let polling = (!busy_poll.is_zero()).then(|| tokio_uring::spawn(stay_awake(busy_poll)));
+            let output = future.await;
+            if let Some(polling) = polling {
+                polling.abort();
+            }
+            output
+        })
+    }));
     if runtime.block_on(all_completed(Duration::from_secs(1))) {
         drop(runtime);
     } else {
@@ -125,6 +139,60 @@ impl<T> Task<T> {
     /// Waits for its end. `None` if it panicked.
     pub async fn join(self) -> Option<T> {
         self.0.await.ok()
+    }
+}
+
+/// Keeps the thread from sleeping for a while after a completion, where that was of use lately.
+async fn stay_awake(window: Duration) {
+    let mut patience = Patience::default();
+    loop {
+        operation::next_completion().await;
+        if !patience.is_worth_a_try() {
+            continue;
+        }
+        let (before, began) = (operation::completed(), Instant::now());
+        let (mut seen, mut since, mut now, mut contended) = (before, began, began, false);
+        while now - since < window && !contended {
+            operation::visit().await;
+            let visited = Instant::now();
+            if operation::completed() != seen {
+                (seen, since) = (operation::completed(), visited);
+            }
+            // Whoever else wants this processor has better use for it; and who was kept waiting by them sleeps from now on:
+            // then the system lets it in as soon as there is work.
+            rustix::thread::sched_yield();
+            now = Instant::now();
+            contended = now - visited > CONTENDED;
+        }
+        patience.learn(seen != before && !contended);
+    }
+}
+
+/// Giving way takes a microsecond if nobody else is there.
+const CONTENDED: Duration = Duration::from_micros(50);
+
+/// Whether staying awake pays: after each time that brought nothing, twice as many completions pass before the next try.
+#[derive(Debug, Default)]
+struct Patience {
+    /// Tries in vain, one after the other.
+    in_vain: u32,
+    /// Completions to let pass.
+    skip: u32,
+}
+
+impl Patience {
+    /// No more than so many times in vain make it wait longer: load that gets denser is noticed after 2^8 completions.
+    const MOST_IN_VAIN: u32 = 8;
+
+    fn is_worth_a_try(&mut self) -> bool {
+        let worth = self.skip == 0;
+        self.skip = self.skip.saturating_sub(1);
+        worth
+    }
+
+    fn learn(&mut self, found: bool) {
+        self.in_vain = if found { 0 } else { (self.in_vain + 1).min(Self::MOST_IN_VAIN) };
+        self.skip = (1 << self.in_vain) - 1;
     }
 }
 
@@ -250,6 +318,48 @@ mod tests {
             })
         }));
         assert!(ended.is_err() && arrived.get());
+        assert_eq!(operation::in_flight(), 0);
+    }
+
+    /// Looking in vain is given up soon, and taken up again when something is found.
+    #[test]
+    fn patience_wears_out() {
+        let mut patience = Patience::default();
+        let mut tries = |found, completions| {
+            let mut one = || patience.is_worth_a_try().then(|| patience.learn(found));
+            (0..completions).filter_map(|_| one()).count()
+        };
+        assert_eq!(tries(true, 100), 100);
+        assert!((8..=12).contains(&tries(false, 1000)));
+        // The next try finds something, and all after it.
+        assert!(tries(true, 356) >= 100);
+    }
+
+    /// A thread that looks for completions finds those that come meanwhile and those that come later, and ends when the
+    /// future does.
+    #[test]
+    fn busy_polling_misses_nothing() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let stream = Stream::from_std(listener.accept().unwrap().0);
+        let writer = std::thread::spawn(move || {
+            for pause in [0, 0, 10, 0, 2000, 0, 30].map(Duration::from_micros) {
+                std::thread::sleep(pause);
+                client.write_all(b"x").unwrap();
+            }
+        });
+        let config = RingConfig { entries: 8, busy_poll: Duration::from_micros(50), ..RingConfig::default() };
+        run(&config, async move {
+            let mut buffer = BytesMut::with_capacity(1);
+            for _ in 0..7 {
+                let (read, filled) = stream.read(buffer).await;
+                assert_eq!(read.unwrap(), 1);
+                buffer = filled;
+                buffer.clear();
+            }
+        })
+        .unwrap();
+        writer.join().unwrap();
         assert_eq!(operation::in_flight(), 0);
     }
 

@@ -256,7 +256,8 @@ fn run(
         }
         None => None,
     };
-    ring::run(&RingConfig::default(), async move {
+    let ring = RingConfig { busy_poll: config.busy_poll, ..RingConfig::default() };
+    ring::run(&ring, async move {
         let listeners = config
             .listen
             .iter()
