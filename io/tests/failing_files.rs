@@ -205,6 +205,34 @@ fn a_failed_sync_is_final() {
     });
 }
 
+/// A write that is synced is both, each with its own errors; after one of them the same is written anew, with success.
+#[test]
+fn a_synced_write_is_both() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("file");
+    let faults = Faults::under(folder.path());
+    on_a_ring(folder.path(), async {
+        let file = File::open(&path, Open::CreateNew).await.unwrap();
+        faults.record();
+        let bytes = pattern(5000);
+        file.write_all_synced_at(bytes.clone(), 3).await.0.unwrap();
+        let calls: Vec<_> = faults.calls().into_iter().map(|(operation, _)| operation).collect();
+        assert_eq!(calls, [FileOperation::Write, FileOperation::SyncData]);
+        assert_eq!(read(&file, bytes.len(), 3).await, bytes);
+        let newer = pattern(5001).split_off(1);
+        for operation in [FileOperation::Write, FileOperation::SyncData] {
+            faults.inject(Fault::fails(operation, Errno::NOSPC.raw_os_error()));
+            let (written, back) = file.write_all_synced_at(newer.clone(), 3).await;
+            let error = written.unwrap_err();
+            assert!(error.is_full() && error.operation == operation && back == newer);
+        }
+        faults.inject(Fault::short(FileOperation::Write, 999).lasting());
+        file.write_all_synced_at(newer.clone(), 3).await.0.unwrap();
+        assert_eq!(read(&file, newer.len(), 3).await, newer);
+    });
+    assert_eq!(fs::read(&path).unwrap().len(), 5003);
+}
+
 /// A sync that takes its time holds up nobody but those who wait for it: with a ring its thread goes on, without one the
 /// other threads do.
 #[test]

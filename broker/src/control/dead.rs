@@ -50,6 +50,7 @@ impl Broker {
             (_, Some("drop")) => {
                 let dropped = self.dead_called(&data)?;
                 dropped.iter().for_each(|key| self.finish(*key));
+                self.hurry_log();
                 Ok(json!({ "dropped": dropped.len() }))
             }
             _ => Err(malformed(USAGE.to_owned())),

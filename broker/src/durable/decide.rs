@@ -83,16 +83,23 @@ impl Broker {
             self.left_queue(action, content_bytes as usize);
         }
         self.finish(key);
-        if let Some(answered) = answered {
-            self.wait_behind(Gate::Settled(answered));
+        match answered {
+            Some(answered) => self.wait_behind(Gate::Settled(answered)),
+            // Cancelled: it must not run after all.
+            None => self.hurry_log(),
         }
     }
 
     /// The outcome's record is stable.
     pub(super) fn outcome_is_stable(&mut self, key: Key<Request>, answered: Option<Answered>) {
+        self.put_out_stable(key);
+        // Behind the reply: that is what somebody waits for.
         if let Some(answered) = answered {
             self.settled(answered);
         }
+    }
+
+    fn put_out_stable(&mut self, key: Key<Request>) {
         let Some(decided) = self.durable_mut(key).and_then(|durable| durable.decided.as_mut()) else {
             return;
         };

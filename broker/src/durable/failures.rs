@@ -141,8 +141,9 @@ impl Broker {
         self.log_failure(key);
         self.dead.insert(count, key);
         self.detach(session, number);
-        if let Some(answered) = answered {
-            self.wait_behind(Gate::Settled(answered));
+        match answered {
+            Some(answered) => self.wait_behind(Gate::Settled(answered)),
+            None => self.hurry_log(),
         }
         while self.dead.len() > self.config.dead_limit
             && let Some((_, oldest)) = self.dead.pop_first()
@@ -183,6 +184,7 @@ impl Broker {
         if let (Some(old), Some(log)) = (old, self.log()) {
             log.died(old);
         }
+        self.hurry_log();
         self.queue_again(key);
         true
     }

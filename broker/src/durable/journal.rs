@@ -1,4 +1,8 @@
 //! What is written to the log, and what waits until it is stable.
+//!
+//! Only what something waits for hurries the log's writer: a request's record, since it is accepted behind that; an outcome's,
+//! since it goes out behind that; what ends a send, or fails it, since its handler is told behind that; and what an operator did,
+//! or would look for (dead letters). That an attempt began, that a request is done, and copies of a compaction go with those.
 
 use std::collections::VecDeque;
 
@@ -95,6 +99,14 @@ impl Broker {
     pub(crate) fn wait_behind(&mut self, gate: Gate) {
         if let Some(journal) = &mut self.journal {
             journal.gates.push_back((journal.last, gate));
+            journal.writer.hurry();
+        }
+    }
+
+    /// What was logged so far is not to be forgotten: somebody relies on it, or looks for it, who is not told when it is stable.
+    pub(crate) fn hurry_log(&mut self) {
+        if let Some(journal) = &mut self.journal {
+            journal.writer.hurry();
         }
     }
 

@@ -105,8 +105,10 @@ pub fn perform(files: &mut impl Files, action: &Action) -> Result<(), Fault> {
         Action::Zero { segment, offset, bytes } => {
             files.write_at(&names::segment(*segment), (*offset).into(), &vec![0; *bytes as usize])
         }
-        Action::Write { segment, offset, bytes } => {
-            files.write_at(&names::segment(*segment), (*offset).into(), bytes)
+        Action::Write { segment, offset, bytes, synced } => {
+            let name = names::segment(*segment);
+            let written = files.write_at(&name, (*offset).into(), bytes);
+            written.and_then(|()| if *synced { files.sync(&name) } else { Ok(()) })
         }
         Action::Sync { segment } => files.sync(&names::segment(*segment)),
         Action::SyncDirectory => files.sync_directory(),

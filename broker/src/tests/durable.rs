@@ -72,8 +72,14 @@ impl Logged {
         self.boot(boot);
     }
 
-    /// The disk does all that it was asked for.
+    /// All that was logged becomes stable.
     fn sync(&mut self) {
+        self.stage.broker.log().unwrap().hurry();
+        self.sync_awaited();
+    }
+
+    /// The disk does all that it was asked for: what nobody waits for is not even written.
+    fn sync_awaited(&mut self) {
         let now = self.stage.now;
         while let Some(operation) = self.stage.broker.log().unwrap().poll(now) {
             let result = perform(&mut self.disk, &operation.action);
@@ -254,6 +260,87 @@ fn replies_survive_a_restart() {
     logged.sync();
     logged.restart();
     assert_eq!(logged.broker.open_requests(), 0);
+}
+
+/// That a reply was acknowledged hurries nobody. A crash that forgets it keeps the reply: it is sent to the session again, which
+/// knows it, and may acknowledge it again; nothing runs again.
+#[test]
+fn a_forgotten_acknowledgement_replays_the_reply() {
+    let mut logged = Logged::new(Config::default());
+    let (handler, requester) = (logged.handler("sum", 9), logged.named("r"));
+    logged.request(requester, 1, durable);
+    logged.sync_awaited();
+    let delivery = logged.deliveries(handler)[0].delivery;
+    logged.answered(handler, delivery, 1);
+    logged.sync_awaited();
+    let reply = logged.replies(requester).remove(0);
+    logged.say(requester, ClientMessage::Acknowledge(Target::Number(reply.sequence)));
+    assert_eq!(logged.broker.open_requests(), 0);
+    let now = logged.now;
+    assert!(logged.broker.log().unwrap().poll(now).is_none(), "nobody waits for it");
+
+    logged.restart();
+    assert_eq!(logged.broker.open_requests(), 1);
+    let (handler, requester) = (logged.handler("sum", 9), logged.named("r"));
+    assert_eq!(logged.resume(requester, 1, &[]), []);
+    let again = logged.replies(requester).remove(0);
+    assert_eq!((again.number, again.code, again.content.payload()), (1, None, &b"3"[..]));
+    assert!(logged.deliveries(handler).is_empty(), "it does not run again");
+    logged.say(requester, ClientMessage::Acknowledge(Target::Number(again.sequence)));
+    // With whatever somebody waits for it becomes stable.
+    logged.request(requester, 2, durable);
+    logged.sync_awaited();
+    logged.restart();
+    assert_eq!(logged.broker.open_requests(), 1, "the second one");
+}
+
+/// That an attempt began hurries nobody. A crash that forgets it does not count the attempt: one more may follow, and there is one
+/// outcome.
+#[test]
+fn a_forgotten_attempt_does_not_count() {
+    let mut logged = Logged::new(Config::default());
+    let requester = logged.named("r");
+    logged.request(requester, 1, durable);
+    logged.sync_awaited();
+    let handler = logged.handler("sum", 1);
+    assert_eq!(logged.deliveries(handler)[0].attempt, 1);
+    logged.input(Input::Closed { conn: handler });
+    let handler = logged.handler("sum", 1);
+    assert_eq!(logged.deliveries(handler)[0].attempt, 2);
+    let now = logged.now;
+    assert!(logged.broker.log().unwrap().poll(now).is_none(), "nobody waits for these");
+
+    logged.restart();
+    let (handler, requester) = (logged.handler("sum", 1), logged.named("r"));
+    assert_eq!(logged.resume(requester, 1, &[1]), [(1, OpenState::Running)]);
+    let deliver = logged.deliveries(handler).remove(0);
+    assert_eq!(deliver.attempt, 1, "that there were two is forgotten");
+    logged.answered(handler, deliver.delivery, 1);
+    logged.sync_awaited();
+    assert_eq!(logged.codes(requester), [(1, None)]);
+}
+
+/// What ends a send is waited for: by its handler, whose answer is acknowledged behind it, and by nobody in particular if it is
+/// cancelled or given up, but then it must not run after all.
+#[test]
+fn the_end_of_a_send_is_not_forgotten() {
+    let mut logged = Logged::new(Config::default());
+    let (handler, requester) = (logged.handler("sum", 9), logged.named("r"));
+    logged.request(requester, 1, durable_send);
+    logged.request(requester, 2, durable_send);
+    logged.request(requester, 3, durable_send);
+    logged.sync_awaited();
+    let deliveries: Vec<_> = logged.deliveries(handler).into_iter().map(|deliver| deliver.delivery).collect();
+    logged.answered(handler, deliveries[0], 1);
+    logged.sync_awaited();
+    assert_eq!(logged.take(handler), [ServerMessage::Acknowledge { sequence: 1 }]);
+    logged.say(requester, ClientMessage::Cancel(Target::Number(2)));
+    say_verdict(&mut logged, handler, deliveries[2], Verdict::Reject);
+    logged.sync_awaited();
+    logged.restart();
+    let handler = logged.handler("sum", 9);
+    assert!(logged.deliveries(handler).is_empty(), "none of them runs again");
+    assert_eq!(logged.broker.open_requests(), 1, "the dead letter");
 }
 
 /// Neither its requester's end nor its timeout ends a durable request: only its ttl does, and that is an outcome too.

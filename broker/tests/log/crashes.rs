@@ -1,12 +1,17 @@
 //! Crashes at every moment, into every state that a disk may be left in.
 
 use std::{
+    io::ErrorKind,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     time::Duration,
 };
 
 use ringpost_broker::log::{
-    Config, Kind, Record, SyncPolicy, body::Boot, manifest::Manifest, memory::Memory, names::MANIFEST,
+    Action, Config, Kind, Record, SyncPolicy,
+    body::Boot,
+    manifest::Manifest,
+    memory::{Call, Memory},
+    names::MANIFEST,
 };
 
 use crate::history::{Found, History, Rng, find, seeds};
@@ -100,7 +105,8 @@ fn killed_then_powerless() {
             }
             history.disk.kill();
             let found = find(&mut history.disk).expect("refused");
-            history.check(&found, history.writer.written());
+            // Under every policy: the gate opens at the latest for what is stable.
+            history.check(&found, history.writer.written().max(history.promised));
             after_crash(&history.disk, &mut rng, |mut disk| {
                 let again = find(&mut disk).expect("refused after the power failed");
                 history.check(&again, found.recovered.last);
@@ -266,15 +272,35 @@ fn idle_mark() {
 /// All that is appended while a write is under way goes with the next one, and one sync is for all of it.
 #[test]
 fn group_commit() {
-    let mut history = History::with(
-        Config { segment_bytes: 65536, max_disk: 1 << 20, sync: SyncPolicy::Always, boot: 1, seed: 1 },
-        Rng(1),
-    );
-    history.settle();
+    let mut history = roomy();
     history.request(10);
     let first = history.writer.poll(history.now).expect("a write");
+    assert!(matches!(first.action, Action::Write { synced: true, .. }), "a short one is synced with it");
     (0..100).for_each(|_| history.request(10));
     assert!(history.writer.poll(history.now).is_none(), "one write at a time");
+    history.disk.begin(first);
+    history.proceed_any();
+    assert!(history.writer.written() < history.writer.appended() && history.disk.under_way() == 1);
+    history.proceed_any();
+    assert_eq!(history.writer.stable(), history.writer.written());
+    assert!(history.begin_one(), "one write for the hundred");
+    assert!(!history.begin_one());
+    history.proceed_any();
+    assert!(history.writer.written() >= history.awaited);
+    assert!(history.begin_one(), "and one sync");
+    history.settle();
+    assert!(history.writer.stable() >= history.awaited);
+    assert_eq!(history.writer.gate(), history.writer.appended());
+}
+
+/// The next batch is written during the sync of one that was too long to be synced with its write.
+#[test]
+fn long_batches_overlap() {
+    let mut history = roomy();
+    history.request(5 << 10);
+    let first = history.writer.poll(history.now).expect("a write");
+    assert!(matches!(first.action, Action::Write { synced: false, .. }));
+    history.request(10);
     history.disk.begin(first);
     history.proceed_any();
     let written = history.writer.written();
@@ -284,6 +310,120 @@ fn group_commit() {
     }
     assert_eq!(begun, 2, "the second write, and the sync of the first");
     history.settle();
-    assert!(history.writer.stable() > written.next());
+    assert!(history.writer.stable() > written);
     assert_eq!(history.writer.gate(), history.writer.appended());
+}
+
+/// What nobody waits for is neither written nor synced by itself before 10 ms are over, and goes with whatever somebody waits for
+/// before that.
+#[test]
+fn only_what_is_awaited_hurries() {
+    let mut history = roomy();
+    history.append(&Record::Boot(Boot { boot: 1, wall_ms: 1 }));
+    assert!(!history.begin_one(), "nobody waits for it");
+    let due = history.writer.next_deadline().expect("it is not left for ever");
+    assert_eq!(due, history.now.mono + Duration::from_millis(10));
+    history.pass(Duration::from_millis(9));
+    assert!(!history.begin_one());
+    history.request(10);
+    assert!(history.begin_one(), "one operation for both");
+    assert!(!history.begin_one());
+    history.settle();
+    assert_eq!(history.writer.stable(), history.writer.appended());
+
+    history.append(&Record::Boot(Boot { boot: 1, wall_ms: 2 }));
+    assert!(!history.begin_one());
+    history.pass(Duration::from_millis(10));
+    history.settle();
+    assert_eq!(history.writer.stable(), history.writer.appended(), "the time is over");
+}
+
+/// What nobody waits for gathers up to a bound, however fast it comes.
+#[test]
+fn gathers_so_much() {
+    let mut history = roomy();
+    let before = history.writer.written();
+    let mut most = 0;
+    for boot in 0..4000 {
+        history.append(&Record::Boot(Boot { boot, wall_ms: 1 }));
+        most = most.max(history.writer.waiting_bytes());
+        history.settle();
+    }
+    assert!(history.writer.written() > before);
+    assert!((1 << 15..(1 << 16) + 64).contains(&most), "{most}");
+}
+
+/// Whatever was asked for before: what somebody waits for becomes stable (or written, as the policy says) without any time passing,
+/// and everything else when 10 ms have passed.
+#[test]
+fn what_is_awaited_comes() {
+    for_seeds("what_is_awaited_comes", 60, |seed| {
+        let mut history = History::new(seed);
+        for _ in 0..20 {
+            (0..30).for_each(|_| history.step());
+            history.settle();
+            let (gate, awaited) = (history.writer.gate(), history.awaited);
+            assert!(gate >= awaited, "awaited up to {awaited}, and open up to {gate}");
+            history.pass(Duration::from_millis(10));
+            history.settle();
+            // But for a mark alone, which the next sync takes along.
+            let last = history.ledger.keys().last().copied().unwrap_or_default();
+            assert!(history.writer.gate() >= last, "nothing is left for longer");
+        }
+    });
+}
+
+/// A disk that turns out to be full when a write is synced loses nothing: the same is written and synced again.
+#[test]
+fn full_when_synced() {
+    for_seeds("full_when_synced", 40, |seed| {
+        let config =
+            Config { segment_bytes: 1 << 14, max_disk: 1 << 18, sync: SyncPolicy::Always, boot: 1, seed };
+        let mut history = History::with(config, Rng(seed));
+        history.request(10);
+        history.settle();
+        history.pass(Duration::from_millis(10));
+        history.settle();
+        history.request(400);
+        let operation = history.writer.poll(history.now).expect("a write");
+        assert!(matches!(operation.action, Action::Write { synced: true, .. }));
+        history.disk.begin(operation);
+        history.disk.fail(Call::Sync, 0, ErrorKind::StorageFull);
+        let stable = history.writer.stable();
+        history.proceed_any();
+        history.proceed_any();
+        assert!(history.writer.is_full() && history.writer.failed().is_none());
+        assert_eq!(history.writer.stable(), stable);
+        let mut rng = Rng(seed);
+        after_crash(&history.disk, &mut rng, |mut disk| {
+            history.check(&find(&mut disk).expect("refused"), stable);
+        });
+        history.pass(Duration::from_secs(1));
+        history.settle();
+        assert_eq!(history.writer.stable(), history.writer.appended());
+        let mut disk = history.disk.crash(&vec![0; history.disk.unsynced().len()]);
+        history.check(&find(&mut disk).expect("refused"), history.writer.appended());
+    });
+}
+
+/// The header of a log's first segment says when it was made, though its first record was appended before the writer was asked
+/// what to do.
+#[test]
+fn headers_know_the_time() {
+    let mut history = roomy();
+    history.request(10);
+    history.settle();
+    let found = find(&mut history.disk).expect("refused");
+    let made: Vec<_> = found.recovered.segments.iter().map(|segment| segment.header.wall_ms).collect();
+    assert_eq!(made, [history.now.wall_ms]);
+}
+
+/// A log with one long segment, which is open.
+fn roomy() -> History {
+    let config =
+        Config { segment_bytes: 1 << 18, max_disk: 1 << 20, sync: SyncPolicy::Always, boot: 1, seed: 1 };
+    let mut history = History::with(config, Rng(1));
+    history.hurry();
+    history.settle();
+    history
 }

@@ -82,6 +82,7 @@ fn full_and_back() {
     }
     assert!(history.writer.is_full() && history.writer.failed().is_none());
     history.finish_any();
+    history.hurry();
     history.settle();
     assert_eq!(history.writer.stable(), history.writer.appended(), "there is room to end requests");
     (0..30).for_each(|_| history.request(100));
@@ -150,6 +151,7 @@ fn bounded() {
         history.settle();
     }
     history.compact(usize::MAX);
+    history.hurry();
     history.settle();
     let (disk, living) = history.writer.disk_and_living_bytes();
     assert!(disk <= config.max_disk && living == 0);

@@ -113,6 +113,10 @@ pub(crate) struct History {
     /// What lives: where, and what.
     pub(crate) open: BTreeMap<u64, (Location, Vec<u8>)>,
     pub(crate) next_count: u64,
+    /// The last record that somebody waits for.
+    pub(crate) awaited: Sequence,
+    /// How far the gate has been open: what was done behind it cannot be undone.
+    pub(crate) promised: Sequence,
     pub(crate) now: Now,
     pub(crate) boot: u64,
     pub(crate) config: Config,
@@ -140,6 +144,8 @@ impl History {
             ledger: BTreeMap::new(),
             open: BTreeMap::new(),
             next_count: 1,
+            awaited: Sequence(0),
+            promised: Sequence(0),
             now: Now { mono: Time::from_micros(1_000_000), wall_ms: 1_700_000_000_000 },
             boot: 1,
             config,
@@ -160,6 +166,13 @@ impl History {
         let payload: Vec<u8> = fill.to_le_bytes().into_iter().cycle().take(payload_bytes).collect();
         let location = self.append(&request(count, &payload));
         self.open.insert(count, (location, payload));
+        self.hurry();
+    }
+
+    /// Somebody waits for all that was appended so far.
+    pub(crate) fn hurry(&mut self) {
+        self.writer.hurry();
+        self.awaited = self.writer.appended();
     }
 
     pub(crate) fn finish(&mut self, count: u64) {
@@ -242,7 +255,13 @@ impl History {
                 let bytes = self.rng.below(if self.rng.0.is_multiple_of(7) { 600 } else { 60 });
                 self.request(bytes);
             }
-            20..36 => self.finish_any(),
+            20..36 => {
+                self.finish_any();
+                // Of a send, whose handler is told; of a request that was acknowledged nobody waits for it.
+                if self.rng.below(2) == 0 {
+                    self.hurry();
+                }
+            }
             36..42 => {
                 let millis = 1 + self.rng.below(15) as u64;
                 self.pass(Duration::from_millis(millis));
@@ -254,6 +273,9 @@ impl History {
             _ => self.proceed_any(),
         }
         self.writer.check_invariants();
+        let gate = self.writer.gate();
+        assert!(gate >= self.promised, "the gate was open up to {} and is only up to {gate}", self.promised);
+        self.promised = gate;
     }
 
     /// Checks what was found after a crash against what had been appended: everything up to `kept` is there, in order and
@@ -261,6 +283,9 @@ impl History {
     pub(crate) fn check(&self, found: &Found, kept: Sequence) {
         let last = found.recovered.last;
         assert!(last >= kept, "up to {kept} was stable, but only {last} are there");
+        if self.config.sync == SyncPolicy::Always {
+            assert!(last >= self.promised, "promised up to {}, but only {last} are there", self.promised);
+        }
         assert!(last <= self.writer.appended(), "more is there than was appended");
         let mut before: Option<Sequence> = None;
         for (location, bytes, kind) in &found.records {
@@ -291,6 +316,7 @@ impl History {
         self.writer = Writer::new(config, &found.recovered);
         self.ledger.split_off(&found.recovered.last.next());
         self.open.clear();
+        (self.awaited, self.promised) = (found.recovered.last, found.recovered.last);
         let mut places: BTreeMap<u64, Vec<(Location, Vec<u8>)>> = BTreeMap::new();
         for (location, bytes, kind) in &found.records {
             let length = u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]) as usize;

@@ -81,6 +81,23 @@ fn replayed_outcomes_count_once() {
     assert_eq!(ends(&rig.receive(leg(1, 2))), [(1, None, true)]);
 }
 
+/// A server that restarted and has forgotten that an outcome was acknowledged sends it again: nobody hears of it twice, and it is
+/// acknowledged again.
+#[test]
+fn outcomes_that_were_acknowledged_may_come_again() {
+    let mut rig = Rig::ready(named());
+    let done = rig.sent(RequestFlags::DURABLE, 1);
+    assert_eq!(ends(&rig.receive(outcome(done, 1))), [(1, None, true)]);
+    assert_eq!(acknowledged(&rig.pass(ms(60))), [1]);
+    let open = rig.sent(RequestFlags::DURABLE, 2);
+    let outputs = come_back(&mut rig, 6, 2);
+    assert!(matches!(&outputs[..], [Output::Send(ClientMessage::Resume(resume))] if resume.open == [open]));
+    rig.receive(resumed(&[(open, OpenState::Running)]));
+    assert!(ends(&rig.receive(outcome(done, 1))).is_empty(), "it has been told");
+    assert_eq!(ends(&rig.receive(outcome(open, 2))), [(2, None, true)]);
+    assert_eq!(acknowledged(&rig.pass(ms(60))), [2]);
+}
+
 /// A server that restarted, or forgot the session, or gave it to another client: what may have run ends, what has attempts
 /// left goes again, first.
 #[test]

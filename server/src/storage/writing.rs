@@ -45,9 +45,12 @@ impl Performer {
             Action::Zero { segment, offset, bytes } => {
                 self.file(segment).await?.zero(offset.into(), bytes.into()).await
             }
-            Action::Write { segment, offset, bytes } => {
-                let (written, _) = self.file(segment).await?.write_all_at(bytes, offset.into()).await;
-                written
+            Action::Write { segment, offset, bytes, synced } => {
+                let file = self.file(segment).await?;
+                match synced {
+                    true => file.write_all_synced_at(bytes, offset.into()).await.0,
+                    false => file.write_all_at(bytes, offset.into()).await.0,
+                }
             }
             Action::Sync { segment } => {
                 self.file(segment).await?.sync_data().await?;

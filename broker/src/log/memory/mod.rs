@@ -189,7 +189,7 @@ impl Memory {
     /// Begins what a writer asked for. Writes are seen at once; nothing is complete before [`Memory::proceed`] says so.
     pub fn begin(&mut self, operation: Operation) {
         let begun = self.advance();
-        if let Action::Write { segment, offset, bytes } = &operation.action
+        if let Action::Write { segment, offset, bytes, .. } = &operation.action
             && let Some(file) = self.names.get(&names::segment(*segment))
             && let Some(content) = self.contents.get_mut(file)
         {
@@ -207,7 +207,20 @@ impl Memory {
     pub fn proceed(&mut self, index: usize) -> Option<(OperationId, Result<(), Fault>)> {
         let mut this = self.under_way.remove(index)?;
         let result = match &this.operation.action {
-            Action::Write { segment, .. } => self.complete_write(&names::segment(*segment), this.begun),
+            Action::Write { segment, synced, .. } => {
+                let (name, synced) = (names::segment(*segment), *synced);
+                match this.step {
+                    0 => match self.complete_write(&name, this.begun) {
+                        Ok(()) if synced => {
+                            (this.step, this.begun) = (1, self.advance());
+                            self.under_way.insert(index, this);
+                            return None;
+                        }
+                        result => result,
+                    },
+                    _ => self.complete_sync(&name, this.begun),
+                }
+            }
             Action::Sync { segment } => self.complete_sync(&names::segment(*segment), this.begun),
             Action::ReplaceManifest { bytes } => match self.manifest_step(this.step, bytes) {
                 Ok(false) => {

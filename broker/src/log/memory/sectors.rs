@@ -47,7 +47,10 @@ impl Content {
         self.seen[offset..end].copy_from_slice(bytes);
         for (index, before) in sectors.zip(before) {
             let sector = self.sector(index);
-            if sector != before {
+            // What is written again is on its way to the disk again, also if processes see no difference.
+            let lost = !self.unsynced.contains_key(&index)
+                && self.stable.get(&index).unwrap_or(&[0; SECTOR_BYTES]) != &sector;
+            if sector != before || lost {
                 self.unsynced.entry(index).or_default().push(Version { sector, begun, completed: None });
             }
         }

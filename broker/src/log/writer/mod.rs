@@ -1,7 +1,7 @@
 //! Appending to a log: what is written and synced when, in which order segments follow each other, what is stable.
 //!
 //! ```text
-//! append ─> batch ── Write ──> written ── Sync ──> stable
+//! append ─> batch ── Write ──> written ── Sync ──> stable     (a small batch: both in one operation)
 //!             │        │ the next batch gathers      upto = what was written when the sync was asked for
 //!             │        └ one write and one sync under way at a time; they may overlap
 //!             └ does not fit ─> a batch of the next segment, which waits for the switch:
@@ -9,6 +9,11 @@
 //! Prepare ─> SyncDirectory ─> Zero …  (ahead of time: a file of zeros, which the manifest does not name)
 //!    Sync of the old one, to its end ─> Write of the header ─> Sync ─> ReplaceManifest ─> its first records
 //! ```
+//!
+//! **What starts a write.** Only records that somebody waits for ([`Writer::hurry`]), and with them goes all that has gathered
+//! before. What nobody waits for by itself (that an attempt began, that a request is done) is written with the next one, or after
+//! [`GATHER_FOR`] at the latest, or when [`GATHER_BYTES`] have come together. So a crash, of the process too, can forget the
+//! last of these; docs/STORAGE.md says of each what follows from that.
 //!
 //! `marked ≤ stable ≤ written ≤ appended`. Nothing is written to a segment but its header before the manifest names it, and
 //! the manifest does not name it before its predecessor and its header are synced. A segment is removed only when the manifest
@@ -35,6 +40,10 @@ use super::{
 
 /// How long the log is idle before a mark is written by itself.
 pub const MARK_AFTER: Duration = Duration::from_millis(10);
+/// How long records gather that nobody waits for, before they are written all the same.
+pub const GATHER_FOR: Duration = Duration::from_millis(10);
+/// How many bytes of them gather at most.
+pub const GATHER_BYTES: usize = 64 << 10;
 /// How long after a full disk was found it is tried again.
 pub const RETRY_SPACE_AFTER: Duration = Duration::from_secs(1);
 /// The shortest segment.
@@ -46,6 +55,10 @@ pub const MIN_SEGMENTS: u64 = 4;
 const ZERO_BYTES: u32 = 1 << 20;
 /// How much of a log's first segment is zeroed before it is used.
 const FIRST_ZERO_BYTES: u32 = 16 << 20;
+/// A write of no more than this is synced by the same operation, which saves a visit to the kernel's workers. That is for a few
+/// requests that wait for nothing else; with many of them on their way it is faster to write the next batch during the sync of
+/// this one.
+const SYNCED_WRITE_BYTES: usize = 4 << 10;
 /// A batch's buffer that has grown beyond this is not kept.
 const KEPT_BUFFER_BYTES: usize = 4 << 20;
 const SPARE_BUFFERS: usize = 2;
@@ -53,7 +66,7 @@ const SPARE_BUFFERS: usize = 2;
 /// When what was written is synced, and which of both opens the gate for what depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SyncPolicy {
-    /// At once; the gate opens for what is stable. Survives the loss of power.
+    /// With it, for each write; the gate opens for what is stable. Survives the loss of power.
     Always,
     /// So long after it was written; the gate opens for what is written. Survives the death of the process.
     Interval(Duration),
@@ -95,6 +108,8 @@ struct Write {
     offset: u32,
     bytes: Bytes,
     what: Written,
+    /// Whether the same operation makes it stable.
+    synced: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -161,6 +176,7 @@ enum Next {
 /// let config = Config { segment_bytes: 4096, max_disk: 65536, sync: SyncPolicy::Always, boot: 1, seed: 2 };
 /// let mut writer = Writer::new(config, &recovered);
 /// let at = writer.append(&Record::Done(Done { count: 1 })).unwrap();
+/// writer.hurry();
 /// while let Some(operation) = writer.poll(Now::default()) {
 ///     let result = perform(&mut disk, &operation.action);
 ///     writer.done(operation.id, result);
@@ -183,6 +199,12 @@ pub struct Writer {
     zeroed: u32,
     zeros_unsynced: bool,
     batches: VecDeque<Batch>,
+    /// Since when the front batch gathers, as far as this writer was asked what to do.
+    gathers_since: Option<Time>,
+    /// The last record that somebody waits for.
+    awaited: Sequence,
+    /// The last thing that was written, if that is a mark alone, which is not worth a sync.
+    lone_mark: Option<(u32, Bytes)>,
     spare: Vec<BytesMut>,
     appended: Sequence,
     written: Sequence,
@@ -241,6 +263,9 @@ impl Writer {
             zeroed: 0,
             zeros_unsynced: false,
             batches: VecDeque::new(),
+            gathers_since: None,
+            awaited: last,
+            lone_mark: None,
             spare: Vec::new(),
             appended: last,
             written: last,
@@ -267,7 +292,8 @@ impl Writer {
 
     /// Appends a record to the batch that gathers, and says where it is going to lie.
     ///
-    /// It is neither written nor stable yet. Whatever depends on it waits for [`Writer::gate`].
+    /// It is neither written nor stable yet. Whatever depends on it waits for [`Writer::gate`], and says so by
+    /// [`Writer::hurry`].
     ///
     /// # Errors
     /// [`Unwritable`]; nothing was appended then.
@@ -277,6 +303,12 @@ impl Writer {
         }
         record.check(u64::from(self.config.segment_bytes) - SEGMENT_HEADER_BYTES as u64)?;
         Ok(self.push(record))
+    }
+
+    /// Says that somebody waits for all that was appended so far: it is written, and under [`SyncPolicy::Always`] synced, as
+    /// soon as can be.
+    pub fn hurry(&mut self) {
+        self.awaited = self.appended;
     }
 
     fn push(&mut self, record: &Record<'_>) -> Location {
@@ -317,7 +349,8 @@ impl Writer {
             predecessor_end,
             highest_count: self.highest_count,
             boot: self.config.boot,
-            wall_ms: self.now.wall_ms,
+            // Known when it is written.
+            wall_ms: 0,
             file_bytes: self.config.segment_bytes,
         };
         let last = Sequence(first.0 - 1);
@@ -422,6 +455,8 @@ impl Writer {
     /// If it does not.
     pub fn check_invariants(&self) {
         assert!(self.marked <= self.stable && self.stable <= self.written && self.written <= self.appended);
+        assert!(self.awaited <= self.appended);
+        assert!(!(self.sync.is_some() && self.is_writing_synced()), "one sync of a file at a time");
         assert!(self.open == self.manifest.newest, "only what the manifest names is written to");
         let batched = self.batches.iter().zip(self.batches.iter().skip(1));
         assert!(

@@ -49,6 +49,9 @@ pub enum Action {
         offset: u32,
         /// What.
         bytes: Bytes,
+        /// Whether they are to be stable when it is done, as by a [`Sync`](Self::Sync) of these bytes alone. A full disk may be
+        /// noticed by that part too: all that it may have lost is in here, and is written anew.
+        synced: bool,
     },
     /// fdatasync of a segment's file.
     Sync {
@@ -72,10 +75,10 @@ pub enum Action {
 /// Why an operation failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// The disk is full (ENOSPC, EDQUOT), noticed before any sync: the same operation may be tried again.
+    /// The disk is full (ENOSPC, EDQUOT), noticed by what is no [`Action::Sync`]: the same operation may be tried again.
     #[error("no space is left on the disk")]
     NoSpace,
-    /// Anything else, and everything that a sync reports.
+    /// Anything else, and everything that an [`Action::Sync`] reports.
     #[error("{0}")]
     Disk(String),
 }

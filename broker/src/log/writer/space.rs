@@ -59,6 +59,11 @@ impl Space {
         self.index(number).and_then(|index| self.segments.get(index))
     }
 
+    pub(super) fn header_mut(&mut self, number: SegmentNumber) -> Option<&mut SegmentHeader> {
+        let index = self.index(number)?;
+        self.segments.get_mut(index).map(|segment| &mut segment.header)
+    }
+
     fn index(&self, number: SegmentNumber) -> Option<usize> {
         let oldest = self.segments.front()?.header.number.0;
         usize::try_from(number.0.checked_sub(oldest)?).ok()

@@ -4,9 +4,9 @@ use bytes::{Bytes, BytesMut};
 use ringpost_protocol::time::{Now, Time};
 
 use super::{
-    Action, FIRST_ZERO_BYTES, Fault, Full, Housework, KEPT_BUFFER_BYTES, MARK_AFTER, Next, Operation,
-    OperationId, RETRY_SPACE_AFTER, SPARE_BUFFERS, SyncPolicy, Synced, Taker, Write, Writer, Written,
-    ZERO_BYTES,
+    Action, Batch, FIRST_ZERO_BYTES, Fault, Full, GATHER_BYTES, GATHER_FOR, Housework, KEPT_BUFFER_BYTES,
+    MARK_AFTER, Next, Operation, OperationId, RETRY_SPACE_AFTER, SPARE_BUFFERS, SYNCED_WRITE_BYTES,
+    SyncPolicy, Synced, Taker, Write, Writer, Written, ZERO_BYTES,
 };
 use crate::log::{
     Record, Sequence,
@@ -27,6 +27,9 @@ impl Writer {
         self.now = now;
         if self.failed.is_some() {
             return None;
+        }
+        if !self.batches.is_empty() {
+            self.gathers_since.get_or_insert(now.mono);
         }
         let id = OperationId(self.next_operation);
         let action = self
@@ -51,12 +54,14 @@ impl Writer {
             return None;
         }
         let mark = (self.mark_is_due() && self.is_idle()).then(|| self.active_at + MARK_AFTER);
+        let free = self.write.is_none() && self.blocked_write.is_none() && !self.is_switching();
+        let gathered = self.gathers_since.filter(|_| free).map(|since| since + GATHER_FOR);
         let sync = match (self.config.sync, self.dirty_since) {
             (SyncPolicy::Interval(interval), Some(since)) if self.sync.is_none() => Some(since + interval),
             _ => None,
         };
         let space = self.full.map(|full| full.retry_at);
-        [mark, sync, space].into_iter().flatten().min()
+        [mark, gathered, sync, space].into_iter().flatten().min()
     }
 
     /// Whether the front batch belongs to the segment behind the open one: all that goes into the open one was written, or
@@ -93,11 +98,11 @@ impl Writer {
         } else {
             self.batch_write()?
         };
-        let Write { segment, offset, .. } = write;
+        let Write { segment, offset, synced, .. } = write;
         let bytes = write.bytes.clone();
         self.active_at = self.now.mono;
         self.write = Some((id, write));
-        Some(Action::Write { segment, offset, bytes })
+        Some(Action::Write { segment, offset, bytes, synced })
     }
 
     /// The next segment's header, once nothing more is written to the open one and all of that is stable.
@@ -110,23 +115,59 @@ impl Writer {
         if !ready || self.stable < self.written {
             return None;
         }
-        let header = self.space.find(self.open.next())?.header;
-        let bytes = Bytes::copy_from_slice(&header.encode());
+        let header = self.space.header_mut(self.open.next())?;
+        // Not before: what was appended before the first poll was appended at no known time.
+        header.wall_ms = self.now.wall_ms;
+        let (segment, bytes) = (header.number, Bytes::copy_from_slice(&header.encode()));
         self.next = Next::Claimed;
-        Some(Write { segment: header.number, offset: 0, bytes, what: Written::Header })
+        Some(Write { segment, offset: 0, bytes, what: Written::Header, synced: false })
     }
 
-    /// All that has gathered for the open segment, and a mark behind it.
+    /// All that has gathered for the open segment, if it is time to write it, and a mark behind it.
     fn batch_write(&mut self) -> Option<Write> {
         let idle_long_enough = self.now.mono >= self.active_at + MARK_AFTER || self.stopping;
         let alone = self.is_idle() && idle_long_enough;
+        let due = self.batch_is_due();
         // Sequences are given out in order: nothing may have gathered for another segment.
-        if self.mark_is_due() && self.batches.len() <= 1 && (alone || !self.batches.is_empty()) {
+        if self.mark_is_due() && self.batches.len() <= 1 && (alone || due) {
             self.append_mark();
+        } else if !due {
+            return None;
         }
         let batch = self.batches.pop_front()?;
-        let what = Written::Records { last: batch.last, last_record: batch.last_record };
-        Some(Write { segment: batch.segment, offset: batch.offset, bytes: batch.bytes.freeze(), what })
+        self.gathers_since = None;
+        Some(self.write_of(batch))
+    }
+
+    /// Whether somebody waits for what has gathered, or it has gathered for long enough.
+    fn batch_is_due(&self) -> bool {
+        let Some(front) = self.batches.front() else { return false };
+        let long_enough = self.gathers_since.is_some_and(|since| self.now.mono >= since + GATHER_FOR);
+        let complete = self.batches.len() > 1 || front.bytes.len() >= GATHER_BYTES;
+        self.awaited > self.written || complete || long_enough || self.stopping
+    }
+
+    fn write_of(&mut self, batch: Batch) -> Write {
+        let Batch { segment, mut offset, mut bytes, last, last_record } = batch;
+        let what = Written::Records { last, last_record };
+        // What such a write makes stable are its own bytes: before them, all must be so.
+        let mark = self.lone_mark.take();
+        let all_but_mark = self.stable == self.written || mark.is_some();
+        let may = self.config.sync == SyncPolicy::Always && self.sync.is_none() && last_record.is_some();
+        let synced = may && all_but_mark && bytes.len() <= SYNCED_WRITE_BYTES;
+        if let Some((at, mark)) = mark.filter(|_| synced) {
+            assert!(
+                at as usize + mark.len() == offset as usize,
+                "a mark alone is followed by what comes next"
+            );
+            let mut with_mark = self.spare.pop().unwrap_or_default();
+            with_mark.extend_from_slice(&mark);
+            with_mark.extend_from_slice(&bytes);
+            bytes.clear();
+            self.spare.push(std::mem::replace(&mut bytes, with_mark));
+            offset = at;
+        }
+        Write { segment, offset, bytes: bytes.freeze(), what, synced }
     }
 
     /// Appends a mark, unless the open segment is full or nothing was written to it: the switch to the next one will say the
@@ -140,7 +181,8 @@ impl Writer {
     }
 
     fn next_sync(&mut self, id: OperationId) -> Option<Action> {
-        if self.sync.is_some() {
+        // What was lost is told once for each file: were two of its syncs under way, nobody could say to which.
+        if self.sync.is_some() || self.is_writing_synced() {
             return None;
         }
         let (segment, what) = if self.next == Next::HeaderWritten {
@@ -153,6 +195,12 @@ impl Writer {
         self.sync = Some((id, what));
         self.dirty_since = None;
         Some(Action::Sync { segment })
+    }
+
+    /// Whether a write is under way, or to be tried again, that makes its bytes stable by itself.
+    pub(super) fn is_writing_synced(&self) -> bool {
+        let under_way = self.write.iter().map(|(_, write)| write);
+        under_way.chain(&self.blocked_write).any(|write| write.synced)
     }
 
     /// Whether what was written should be made stable now. Something was, since the last sync.
@@ -259,17 +307,24 @@ impl Writer {
         }
         self.active_at = self.now.mono;
         self.has_taken_space(Taker::Write);
-        self.keep_buffer(write.bytes);
-        match write.what {
+        let Write { offset, bytes, what, synced, .. } = write;
+        match what {
             Written::Header => self.next = Next::HeaderWritten,
             Written::Records { last, last_record } => {
+                if last_record.is_none() && self.stable == self.written {
+                    self.lone_mark = Some((offset, bytes.clone()));
+                }
                 self.written = last;
+                if synced {
+                    self.stable = last;
+                }
                 if let Some(record) = last_record {
                     self.dirty = record;
                     self.dirty_since.get_or_insert(self.now.mono);
                 }
             }
         }
+        self.keep_buffer(bytes);
     }
 
     /// Keeps a buffer for a later batch, if the driver has dropped its part of it.
@@ -292,7 +347,10 @@ impl Writer {
         self.active_at = self.now.mono;
         match what {
             Synced::Header => self.next = Next::HeaderSynced,
-            Synced::Records { upto } => self.stable = upto,
+            Synced::Records { upto } => {
+                self.stable = self.stable.max(upto);
+                self.lone_mark = self.lone_mark.take().filter(|_| upto < self.written);
+            }
         }
     }
 
