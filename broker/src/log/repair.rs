@@ -50,29 +50,46 @@ pub struct Loss {
     pub kept: Option<String>,
 }
 
+/// A repair that did not come to its end.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct Unrepaired {
+    /// Why. [`LogError::Corrupt`] without `allow_loss`, with the first damage, and for what no repair is known for;
+    /// [`LogError::InUse`], [`LogError::Io`], [`LogError::Newer`].
+    #[source]
+    pub error: LogError,
+    /// What had been given up by then, and stays so. The last one may be half done: another repair goes on with it.
+    pub losses: Vec<Loss>,
+}
+
+impl From<LogError> for Unrepaired {
+    /// Nothing was changed.
+    fn from(error: LogError) -> Self {
+        Self { error, losses: Vec::new() }
+    }
+}
+
 /// Makes a damaged log one that a start takes, and says what that cost. Empty: there was nothing to repair.
 ///
 /// A manifest that was made anew may name segments whose removal had begun: what was done long ago may be done again then.
 ///
 /// # Errors
-/// [`LogError::Corrupt`] without `allow_loss`, with the first damage; nothing was changed then. Also for what no repair is
-/// known for. [`LogError::InUse`], [`LogError::Io`], [`LogError::Newer`].
-pub fn repair<F: Files>(files: &mut F, options: RepairOptions) -> Result<Vec<Loss>, LogError> {
+/// [`Unrepaired`]: without `allow_loss` nothing was changed then; with it, what it names.
+pub fn repair<F: Files>(files: &mut F, options: RepairOptions) -> Result<Vec<Loss>, Unrepaired> {
     files.lock().map_err(|error| match error.kind() {
         std::io::ErrorKind::WouldBlock => LogError::InUse,
         _ => LogError::io(names::LOCK, "lock")(error),
     })?;
     let Some(first) = super::inspect::verify(files)?.into_iter().next() else { return Ok(Vec::new()) };
     if !options.allow_loss {
-        return Err(LogError::Corrupt(first));
+        return Err(LogError::Corrupt(first).into());
     }
     let mut repair = Repair { files, options, window: Window::new(), losses: Vec::new() };
-    let manifest = repair.manifest()?;
-    repair.segments(manifest)?;
+    let ended = repair.run();
     let losses = repair.losses;
-    match super::inspect::verify(files)?.into_iter().next() {
-        Some(left) => Err(LogError::Corrupt(left)),
-        None => Ok(losses),
+    match ended {
+        Ok(()) => Ok(losses),
+        Err(error) => Err(Unrepaired { error, losses }),
     }
 }
 
@@ -101,6 +118,15 @@ struct Hole {
 }
 
 impl<F: Files> Repair<'_, F> {
+    fn run(&mut self) -> Result<(), LogError> {
+        let manifest = self.manifest()?;
+        self.segments(manifest)?;
+        match super::inspect::verify(&*self.files)?.into_iter().next() {
+            Some(left) => Err(LogError::Corrupt(left)),
+            None => Ok(()),
+        }
+    }
+
     /// The manifest, made anew if it must be, that names every segment in which something is written.
     fn manifest(&mut self) -> Result<Manifest, LogError> {
         let listing = list(self.files)?;
@@ -301,13 +327,13 @@ impl<F: Files> Repair<'_, F> {
         }
         let kept = names::lost(header.number, hole.offset);
         copy_aside(self.files, &mut self.window, header.number, hole.offset, hole.end, &kept)?;
+        let (first, through) = (Some(hole.first), hole.through);
+        self.losses.push(Loss { corruption, bytes, first, through, kept: Some(kept) });
         if let Some(through) = hole.through {
             let lost = lost_record(&header.seal, hole.first, through, bytes);
             self.files.write_at(&name, hole.offset, &lost).map_err(LogError::io(&name, "write"))?;
             self.files.sync(&name).map_err(LogError::io(&name, "sync"))?;
         }
-        let (first, through) = (Some(hole.first), hole.through);
-        self.losses.push(Loss { corruption, bytes, first, through, kept: Some(kept) });
         Ok(())
     }
 
@@ -323,13 +349,16 @@ impl<F: Files> Repair<'_, F> {
         let (bytes, kept) = match self.files.length(&name) {
             Ok(length) => {
                 self.files.rename(&name, &aside).map_err(LogError::io(&name, "rename"))?;
-                self.files.sync_directory().map_err(LogError::io(DIRECTORY, "sync"))?;
                 (length, Some(aside))
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => (0, None),
             Err(error) => return Err(LogError::io(&name, "read the length of")(error)),
         };
+        let renamed = kept.is_some();
         self.losses.push(Loss { corruption, bytes, first, through, kept });
+        if renamed {
+            self.files.sync_directory().map_err(LogError::io(DIRECTORY, "sync"))?;
+        }
         Ok(())
     }
 

@@ -1,17 +1,17 @@
 //! Damage of every kind to small logs: full recovery, a reported cut above the last mark, or a refusal that names file and
 //! byte. Never a silent loss of what a mark covers, never a panic; and a repair says what it costs, and is a repair.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, io::ErrorKind};
 
 use ringpost_broker::log::{
     Config, Damage, Kind, Location, LogError, LogErrorKind, LogId, SegmentNumber, Sequence, SyncPolicy,
     files::Files,
     inspect::{Finding, inspect, verify},
-    memory::Memory,
+    memory::{Call, Memory},
     names,
     record::RECORD_HEADER_BYTES,
     recover,
-    repair::{RepairOptions, repair},
+    repair::{Loss, RepairOptions, Unrepaired, repair},
     segment::SEGMENT_HEADER_BYTES,
 };
 
@@ -108,7 +108,7 @@ fn repaired(disk: &Memory, whole: &Found, what: &str) {
     let before = disk.list().unwrap();
     let careful = RepairOptions { allow_loss: false, ..REPAIR };
     assert_eq!(
-        repair(&mut disk, careful).map_err(|error| error.kind()),
+        repair(&mut disk, careful).map_err(|unrepaired| unrepaired.error.kind()),
         Err(LogErrorKind::Corrupt),
         "{what}"
     );
@@ -357,4 +357,40 @@ fn all_damage_is_found() {
     let kept = found.records.iter().filter(|(_, _, kind)| *kind != Kind::Lost).count();
     assert_eq!(kept, whole.records.len() - damaged.len());
     assert!(repair(&mut disk, REPAIR).unwrap().is_empty(), "a second repair has nothing to do");
+}
+
+/// A repair that fails on its way says what it has given up so far: with what the next one says, that is all that is lost.
+#[test]
+fn failed_repairs_say_what_they_did() {
+    let (history, whole) = small_log();
+    let mut damaged = history.disk.clone();
+    let last = last_mark(&whole);
+    let mut expected = BTreeSet::new();
+    for (location, _, _) in
+        whole.records.iter().filter(|(at, _, _)| at.sequence.0 % 3 == 0 && at.sequence <= last)
+    {
+        let flip = |bytes: &mut Vec<u8>| bytes[location.offset as usize + 25] ^= 4;
+        damaged.damage(&names::segment(location.segment), flip).expect("the segment");
+        expected.insert(location.sequence);
+    }
+    let mut failed = 0;
+    for call in [Call::Write, Call::Sync, Call::Read, Call::Create] {
+        for after in 0.. {
+            let mut disk = damaged.clone();
+            disk.fail(call, after, ErrorKind::Other);
+            let Err(Unrepaired { error, losses }) = repair(&mut disk, REPAIR) else { break };
+            assert_eq!(error.kind(), LogErrorKind::Io, "{call:?} {after}");
+            disk.kill();
+            let named =
+                |losses: &[Loss]| losses.iter().filter_map(|loss| loss.first).collect::<BTreeSet<_>>();
+            let done = named(&losses);
+            assert!(done.is_subset(&expected), "{call:?} {after}: {done:?}");
+            let rest = named(&repair(&mut disk, REPAIR).unwrap());
+            assert_eq!(done.union(&rest).copied().collect::<BTreeSet<_>>(), expected, "{call:?} {after}");
+            // All but the one that it was at when it failed.
+            assert!(done.intersection(&rest).count() <= 1, "{call:?} {after}: {done:?}, {rest:?}");
+            failed += usize::from(!done.is_empty());
+        }
+    }
+    assert!(failed > 8, "{failed}");
 }

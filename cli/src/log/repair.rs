@@ -7,7 +7,7 @@ use std::{
 
 use ringpost_broker::log::{
     Damage, Sequence,
-    repair::{Loss, RepairOptions, repair},
+    repair::{Loss, RepairOptions, Unrepaired, repair},
 };
 
 use super::{
@@ -36,15 +36,20 @@ pub(super) fn run(directory: &Path, allow_loss: bool) -> Outcome {
     })?;
     let wall_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
     let options = RepairOptions { allow_loss, seed, wall_ms };
-    let losses = repair(&mut log, options).map_err(|error| {
-        log.failure(&error)
-            .with("; what has been repaired before that stays so, and `ringpost log verify` shows the rest")
-    })?;
-    if losses.is_empty() {
-        return nothing_to_repair();
-    }
+    let (losses, failed) = match repair(&mut log, options) {
+        Ok(losses) if losses.is_empty() => return nothing_to_repair(),
+        Ok(losses) => (losses, None),
+        Err(Unrepaired { error, losses }) => (losses, Some(error)),
+    };
     for loss in &losses {
         output::line(line(loss, &log).as_bytes())?;
+    }
+    if let Some(error) = failed {
+        let left = match losses.len() {
+            0 => "; nothing was given up",
+            _ => "; what is listed stays given up, and `ringpost log verify` shows the rest",
+        };
+        return Err(log.failure(&error).with(left));
     }
     let path = log.path();
     output::note(format_args!("repaired: `ringpost serve --data-dir {path}` goes on with the rest"));
