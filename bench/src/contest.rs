@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use ringpost_cli::load::{self, Options, Outcome, Server};
 
 use crate::{
@@ -22,13 +22,15 @@ pub const OWN: &str = "Ringpost";
 /// The name of the one that it is compared with.
 pub const PEER: &str = "NATS";
 
-/// One of the two that are compared.
+/// One of those that are compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Side {
     /// The `ringpost` program at this path.
     Ringpost(PathBuf),
     /// The `nats-server` program at this path.
     Nats(PathBuf),
+    /// The `redis-server` program at this path. It has no requests: it is only compared with what logs them.
+    Redis(PathBuf),
 }
 
 impl Side {
@@ -37,10 +39,12 @@ impl Side {
         match self {
             Self::Ringpost(_) => OWN,
             Self::Nats(_) => PEER,
+            Self::Redis(_) => "Redis",
         }
     }
 
-    /// A server on a free port of the loopback address. NATS gets one thread for Go code, since it gets one core.
+    /// A server on a free port of the loopback address. NATS gets one thread for Go code, since it gets one core. Redis has to
+    /// be told a port.
     pub(crate) fn command(&self) -> Command {
         match self {
             Self::Ringpost(path) => {
@@ -53,6 +57,11 @@ impl Side {
                 command.args(["--addr", "127.0.0.1", "--port", "-1"]).env("GOMAXPROCS", "1");
                 command
             }
+            Self::Redis(path) => {
+                let mut command = Command::new(path);
+                command.args(["--bind", "127.0.0.1", "--save", ""]);
+                command
+            }
         }
     }
 
@@ -62,6 +71,7 @@ impl Side {
             (Self::Nats(_), Clients::Raw(_)) => load::run_with::<Nats>(options, &mut |_| {}),
             (Self::Ringpost(_), Clients::Sdk) => sdk::run::<RingpostSdk>(options),
             (Self::Nats(_), Clients::Sdk) => sdk::run::<AsyncNats>(options),
+            (Self::Redis(_), _) => bail!("Redis has no requests"),
         }
     }
 
@@ -70,7 +80,7 @@ impl Side {
     /// # Errors
     /// When it cannot be started, or says that it failed.
     pub fn version(&self) -> anyhow::Result<String> {
-        let (Self::Ringpost(path) | Self::Nats(path)) = self;
+        let (Self::Ringpost(path) | Self::Nats(path) | Self::Redis(path)) = self;
         let output = Command::new(path)
             .arg("--version")
             .output()

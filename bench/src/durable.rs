@@ -1,11 +1,12 @@
 //! Durable requests: the row of the table of figures that needs a disk, and what the disk itself takes.
 //!
 //! Ringpost logs a request, accepts it, has it handled, and logs the reply before it goes out. JetStream, beside it, only
-//! takes what is published. Both do it on the same disk, with the same load, in turns, each time with an empty folder.
+//! takes what is published, and so does Redis with its append-only file. All do it on the same disk, with the same load, in
+//! turns, each time with an empty folder.
 
 use std::{
     fs::{self, File},
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     os::unix::fs::FileExt,
     path::Path,
     process::Command,
@@ -18,6 +19,7 @@ use ringpost_cli::load::{self, Disk, Options, Outcome, Server, on_core};
 use crate::{
     contest::{Plan, Side},
     jetstream::JetStream,
+    redis::Redis,
     spread::Spread,
 };
 
@@ -28,7 +30,7 @@ pub enum Policy {
     Always,
     /// It is synced within a second.
     Interval,
-    /// Ringpost: it is synced when the system likes. JetStream: within its default, two minutes.
+    /// Ringpost and Redis: it is synced when the system likes. JetStream: within its default, two minutes.
     Never,
 }
 
@@ -55,6 +57,17 @@ impl Policy {
     }
 }
 
+impl Policy {
+    /// As Redis's `appendfsync` has it.
+    fn of_redis(self) -> &'static str {
+        match self {
+            Self::Always => "always",
+            Self::Interval => "everysec",
+            Self::Never => "no",
+        }
+    }
+}
+
 /// A load of so many requests in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Load {
@@ -76,7 +89,7 @@ impl Load {
         self.requesters * self.each
     }
 
-    fn on(self, server: &Server, plan: Plan) -> Options {
+    pub(crate) fn on(self, server: &Server, plan: Plan) -> Options {
         Options {
             server_pid: Some(server.pid()),
             requesters: self.requesters,
@@ -173,15 +186,20 @@ fn measure_plain(side: &Side, plan: Plan) -> anyhow::Result<Outcome> {
 fn measure_once(side: &Side, policy: Policy, load: Load, plan: Plan) -> anyhow::Result<Outcome> {
     // Kept longer than the server: it is removed when this is dropped.
     let disk = Disk::temporary()?;
-    let command = match side {
-        Side::Ringpost(_) => logging(side.command(), policy, disk.path()),
-        Side::Nats(_) => storing(side.command(), policy, disk.path())?,
+    let core = plan.cores.map(|cores| cores.server);
+    let server = match side {
+        Side::Ringpost(_) => Server::spawn(logging(side.command(), policy, disk.path()), core)?,
+        Side::Nats(_) => Server::spawn(storing(side.command(), policy, disk.path())?, core)?,
+        Side::Redis(_) => {
+            let address = free_address()?;
+            Server::spawn_at(appending(side.command(), policy, disk.path(), address.port()), core, address)?
+        }
     };
-    let server = Server::spawn(command, plan.cores.map(|cores| cores.server))?;
     let options = load.on(&server, plan);
     match side {
         Side::Ringpost(_) => load::run(&Options { durable: true, ..options }, &mut |_| {}),
         Side::Nats(_) => load::run_with::<JetStream>(&options, &mut |_| {}),
+        Side::Redis(_) => load::run_with::<Redis>(&options, &mut |_| {}),
     }
 }
 
@@ -200,6 +218,19 @@ fn storing(mut command: Command, policy: Policy, folder: &Path) -> anyhow::Resul
     fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
     command.arg("--config").arg(file);
     Ok(command)
+}
+
+/// Redis with its append-only file, which is never rewritten meanwhile.
+fn appending(mut command: Command, policy: Policy, folder: &Path, port: u16) -> Command {
+    command.arg("--port").arg(port.to_string()).arg("--dir").arg(folder);
+    command.args(["--appendonly", "yes", "--auto-aof-rewrite-percentage", "0"]);
+    command.args(["--appendfsync", policy.of_redis()]);
+    command
+}
+
+/// Where nobody listens now.
+fn free_address() -> anyhow::Result<SocketAddr> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
 /// The median of what a small write to a file that has its blocks, and its fdatasync, take.

@@ -3,7 +3,8 @@
 //! * [`rows`]: the table of figures: what is measured, and what must be reached. [`contest`]: measuring it, side by side in
 //!   turns. [`nats`]: NATS's protocol for the load generator, which puts the same load on both. [`sdk`]: the load of the
 //!   rows that measure SDKs.
-//! * [`durable`]: durable requests, with [`jetstream`] beside them.
+//! * [`durable`]: durable requests, with [`jetstream`] and [`redis`] beside them.
+//!   [`recovery`]: starting with what they left.
 //! * [`idle`]: the memory of idle connections. [`neighbours`]: what one misbehaving client does to the others.
 //! * [`report`]: the results as Markdown.
 //! * [`work`]: the path of a request through the pure crates, for the criterion benches and for [`instructions`], which
@@ -21,6 +22,8 @@ pub mod jetstream;
 pub mod misbehaviour;
 pub mod nats;
 pub mod neighbours;
+pub mod recovery;
+pub mod redis;
 pub mod report;
 pub mod rows;
 pub mod sdk;

@@ -16,7 +16,7 @@ use ringpost_bench::{
     contest::{self, Cores, Plan, Side},
     durable, idle,
     instructions::{self, Comparison, Record},
-    neighbours,
+    neighbours, recovery,
     report::{self, Circumstances, Results},
     rows::{ROWS, Row},
 };
@@ -56,7 +56,7 @@ struct Instructions {
 #[derive(Debug, Args)]
 struct Rows {
     /// What to measure.
-    #[arg(long, value_delimiter = ',', default_value = "rows,durable,idle,neighbours")]
+    #[arg(long, value_delimiter = ',', default_value = "rows,durable,recovery,idle,neighbours")]
     parts: Vec<Part>,
     /// Which rows.
     #[arg(long, value_delimiter = ',', default_value = "1,2,3,4,5,7")]
@@ -73,6 +73,9 @@ struct Rows {
     /// The nats-server program; without it, the one on the PATH.
     #[arg(long)]
     nats: Option<PathBuf>,
+    /// The redis-server program, for row 6; without it, the one on the PATH.
+    #[arg(long)]
+    redis: Option<PathBuf>,
     /// Measure only one side.
     #[arg(long)]
     only: Option<Only>,
@@ -93,6 +96,8 @@ enum Part {
     Rows,
     /// Row 6: durable requests, under each policy of syncing.
     Durable,
+    /// Starting with a log: speed, time over history, the disk under a steady load. Of Ringpost only.
+    Recovery,
     /// The memory of idle connections. Of Ringpost only.
     Idle,
     /// What one misbehaving client does to the others. Of Ringpost only.
@@ -157,13 +162,15 @@ fn run(arguments: &Rows, needs_nats: bool) -> anyhow::Result<()> {
         duration: Duration::try_from_secs_f64(arguments.seconds).context("--seconds")?,
         cores: (machine.cores > 1).then_some(cores),
     };
+    let has = |part| arguments.parts.contains(&part);
+    let durable_sides = if has(Part::Durable) { durable_sides(arguments, &sides)? } else { Vec::new() };
+    let all_sides = if has(Part::Durable) { &durable_sides } else { &sides };
     let circumstances = Circumstances {
         machine,
         commit: commit(),
         command: env::args().collect::<Vec<_>>().join(" "),
-        versions: sides.iter().map(Side::version).collect::<Result<_, _>>()?,
+        versions: all_sides.iter().map(Side::version).collect::<Result<_, _>>()?,
     };
-    let has = |part| arguments.parts.contains(&part);
     let ringpost = &arguments.ringpost;
     let results = telling(|tell| {
         let mut results = Results::default();
@@ -171,7 +178,10 @@ fn run(arguments: &Rows, needs_nats: bool) -> anyhow::Result<()> {
             results.rows = contest::measure(&rows, &sides, plan, tell)?;
         }
         if has(Part::Durable) {
-            results.durable = Some(durable::measure(&sides, plan, tell)?);
+            results.durable = Some(durable::measure(&durable_sides, plan, tell)?);
+        }
+        if has(Part::Recovery) {
+            results.recovery = Some(recovery::measure(ringpost, plan, tell)?);
         }
         if has(Part::Idle) {
             results.idle = idle::measure(ringpost, plan, tell)?;
@@ -211,6 +221,18 @@ fn sides(arguments: &Rows, needs_nats: bool) -> anyhow::Result<Vec<Side>> {
             Some(path) => sides.push(Side::Nats(path)),
             None if needs_nats => bail!("no nats-server on the PATH: install one, or name it by --nats"),
             None => writeln!(io::stderr(), "no nats-server on the PATH: Ringpost is measured alone")?,
+        }
+    }
+    Ok(sides)
+}
+
+/// Of durable requests, Redis too, if there is one.
+fn durable_sides(arguments: &Rows, sides: &[Side]) -> anyhow::Result<Vec<Side>> {
+    let mut sides = sides.to_vec();
+    if arguments.only.is_none() {
+        match arguments.redis.clone().or_else(|| on_path("redis-server")) {
+            Some(path) => sides.push(Side::Redis(path)),
+            None => writeln!(io::stderr(), "no redis-server on the PATH: row 6 is measured without it")?,
         }
     }
     Ok(sides)

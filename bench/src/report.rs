@@ -1,6 +1,7 @@
 //! Results as Markdown: the goals at the top, every figure with its spread below, and how to get them again.
 
 mod durable;
+mod recovery;
 
 use std::fmt::{self, Write};
 
@@ -11,6 +12,7 @@ use crate::{
     durable::Durable,
     idle::Idle,
     neighbours::Pairs,
+    recovery::Recovery,
     spread::Spread,
 };
 
@@ -43,6 +45,8 @@ pub struct Results {
     pub neighbours: Vec<Pairs>,
     /// Durable requests.
     pub durable: Option<Durable>,
+    /// Starting with a log.
+    pub recovery: Option<Recovery>,
 }
 
 /// Writes the whole report.
@@ -75,12 +79,15 @@ pub fn write(
         )?,
         None => writeln!(out, "- {seconds} s each, the sides in turns; nothing pinned")?,
     }
-    let Results { rows, idle, neighbours, durable } = results;
+    let Results { rows, idle, neighbours, durable, recovery } = results;
     if rows.iter().any(|row| row.of(OWN).is_some()) {
         write_goals(out, rows)?;
     }
     if let Some(durable) = durable {
         durable::write(out, durable)?;
+    }
+    if let Some(recovery) = recovery {
+        recovery::write(out, recovery)?;
     }
     if !idle.is_empty() {
         write_idle(out, idle)?;

@@ -21,7 +21,8 @@ pub(super) fn write(out: &mut dyn Write, durable: &Durable) -> fmt::Result {
     writeln!(
         out,
         "128 B, on {}. Ringpost: request logged, accepted, handled, reply logged, delivered. JetStream: published and \
-         stored, nothing more; where Ringpost never syncs, it does so every two minutes.\n",
+         stored, nothing more; where Ringpost never syncs, it does so every two minutes. Redis: pushed to a list and in its \
+         append-only file (appendfsync always, everysec, no), nothing more.\n",
         durable.file_system
     )?;
     write_goals(out, durable)?;

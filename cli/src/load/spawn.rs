@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader, PipeReader},
-    net::SocketAddr,
+    net::{SocketAddr, TcpStream},
     process::{Child, Command, Stdio},
     sync::mpsc::{self, Receiver, RecvTimeoutError},
     thread::{self, JoinHandle},
@@ -15,6 +15,8 @@ use super::cpu;
 
 /// How long a server may take to listen.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often it is tried to connect to one that does not say that it listens.
+const CONNECT_PAUSE: Duration = Duration::from_millis(5);
 
 /// A server process. It is killed when this is dropped.
 #[derive(Debug)]
@@ -33,7 +35,26 @@ impl Server {
     ///
     /// # Errors
     /// When it cannot be started or pinned, ends, or does not listen within 10 s; with what it had written.
-    pub fn spawn(mut command: Command, core: Option<usize>) -> anyhow::Result<Self> {
+    pub fn spawn(command: Command, core: Option<usize>) -> anyhow::Result<Self> {
+        let name = command.get_program().to_string_lossy().into_owned();
+        let (mut server, received) = Self::start(command, core)?;
+        server.address = wait_for_address(&received).with_context(|| format!("starting {name}"))?;
+        Ok(server)
+    }
+
+    /// The same for a server that was told where to listen and does not say that it does: waits until it can be connected to.
+    ///
+    /// # Errors
+    /// As [`Server::spawn`].
+    pub fn spawn_at(command: Command, core: Option<usize>, address: SocketAddr) -> anyhow::Result<Self> {
+        let name = command.get_program().to_string_lossy().into_owned();
+        let (mut server, received) = Self::start(command, core)?;
+        server.address = address;
+        wait_for_connection(address, &received).with_context(|| format!("starting {name}"))?;
+        Ok(server)
+    }
+
+    fn start(mut command: Command, core: Option<usize>) -> anyhow::Result<(Self, Receiver<String>)> {
         let (output, input) = std::io::pipe().context("a pipe for the server's output")?;
         command.stdin(Stdio::null()).stdout(input.try_clone()?).stderr(input);
         let name = command.get_program().to_string_lossy().into_owned();
@@ -42,9 +63,8 @@ impl Server {
         drop(command);
         let (lines, received) = mpsc::channel();
         let reader = thread::spawn(move || read_lines(output, &lines));
-        let mut server = Self { child, address: SocketAddr::from(([127, 0, 0, 1], 0)), reader: Some(reader) };
-        server.address = wait_for_address(&received).with_context(|| format!("starting {name}"))?;
-        Ok(server)
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        Ok((Self { child, address: nowhere, reader: Some(reader) }, received))
     }
 
     /// Where it listens.
@@ -102,6 +122,24 @@ fn wait_for_address(lines: &Receiver<String>) -> anyhow::Result<SocketAddr> {
             }
         }
     }
+}
+
+fn wait_for_connection(address: SocketAddr, lines: &Receiver<String>) -> anyhow::Result<()> {
+    let deadline = Instant::now() + START_TIMEOUT;
+    let mut written = Vec::new();
+    while Instant::now() < deadline {
+        if TcpStream::connect_timeout(&address, START_TIMEOUT).is_ok() {
+            return Ok(());
+        }
+        match lines.recv_timeout(CONNECT_PAUSE) {
+            Ok(line) => written.push(line),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => {
+                bail!("it ended before it took connections; it wrote:\n{}", written.join("\n"))
+            }
+        }
+    }
+    bail!("nobody could connect to {address} within {START_TIMEOUT:?}; it wrote:\n{}", written.join("\n"))
 }
 
 /// The address in a line that says "listening".
