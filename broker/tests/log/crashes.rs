@@ -293,25 +293,27 @@ fn group_commit() {
     assert_eq!(history.writer.gate(), history.writer.appended());
 }
 
-/// The next batch is written during the sync of one that was too long to be synced with its write.
+/// The next batch is written during the sync of one that was too long to be synced with its write, or that several wait for.
 #[test]
-fn long_batches_overlap() {
-    let mut history = roomy();
-    history.request(5 << 10);
-    let first = history.writer.poll(history.now).expect("a write");
-    assert!(matches!(first.action, Action::Write { synced: false, .. }));
-    history.request(10);
-    history.disk.begin(first);
-    history.proceed_any();
-    let written = history.writer.written();
-    let mut begun = 0;
-    while history.begin_one() {
-        begun += 1;
+fn other_batches_overlap() {
+    for requests in [&[5 << 10][..], &[10, 10]] {
+        let mut history = roomy();
+        requests.iter().for_each(|bytes| history.request(*bytes));
+        let first = history.writer.poll(history.now).expect("a write");
+        assert!(matches!(first.action, Action::Write { synced: false, .. }));
+        history.request(10);
+        history.disk.begin(first);
+        history.proceed_any();
+        let written = history.writer.written();
+        let mut begun = 0;
+        while history.begin_one() {
+            begun += 1;
+        }
+        assert_eq!(begun, 2, "the second write, and the sync of the first");
+        history.settle();
+        assert!(history.writer.stable() > written);
+        assert_eq!(history.writer.gate(), history.writer.appended());
     }
-    assert_eq!(begun, 2, "the second write, and the sync of the first");
-    history.settle();
-    assert!(history.writer.stable() > written);
-    assert_eq!(history.writer.gate(), history.writer.appended());
 }
 
 /// What nobody waits for is neither written nor synced by itself before 10 ms are over, and goes with whatever somebody waits for

@@ -55,9 +55,8 @@ pub const MIN_SEGMENTS: u64 = 4;
 const ZERO_BYTES: u32 = 1 << 20;
 /// How much of a log's first segment is zeroed before it is used.
 const FIRST_ZERO_BYTES: u32 = 16 << 20;
-/// A write of no more than this is synced by the same operation, which saves a visit to the kernel's workers. That is for a few
-/// requests that wait for nothing else; with many of them on their way it is faster to write the next batch during the sync of
-/// this one.
+/// A write of no more than this, for which no more than one waits, is synced by the same operation: that saves a visit to the
+/// kernel's workers. Where more are waiting, more will come, and it is faster to write what they bring during the sync.
 const SYNCED_WRITE_BYTES: usize = 4 << 10;
 /// A batch's buffer that has grown beyond this is not kept.
 const KEPT_BUFFER_BYTES: usize = 4 << 20;
@@ -203,6 +202,8 @@ pub struct Writer {
     gathers_since: Option<Time>,
     /// The last record that somebody waits for.
     awaited: Sequence,
+    /// How many wait for what gathers.
+    waiters: u32,
     /// The last thing that was written, if that is a mark alone, which is not worth a sync.
     lone_mark: Option<(u32, Bytes)>,
     spare: Vec<BytesMut>,
@@ -265,6 +266,7 @@ impl Writer {
             batches: VecDeque::new(),
             gathers_since: None,
             awaited: last,
+            waiters: 0,
             lone_mark: None,
             spare: Vec::new(),
             appended: last,
@@ -309,6 +311,7 @@ impl Writer {
     /// soon as can be.
     pub fn hurry(&mut self) {
         self.awaited = self.appended;
+        self.waiters = self.waiters.saturating_add(1);
     }
 
     fn push(&mut self, record: &Record<'_>) -> Location {

@@ -154,7 +154,8 @@ impl Writer {
         let mark = self.lone_mark.take();
         let all_but_mark = self.stable == self.written || mark.is_some();
         let may = self.config.sync == SyncPolicy::Always && self.sync.is_none() && last_record.is_some();
-        let synced = may && all_but_mark && bytes.len() <= SYNCED_WRITE_BYTES;
+        let worth = std::mem::take(&mut self.waiters) <= 1 && bytes.len() <= SYNCED_WRITE_BYTES;
+        let synced = may && all_but_mark && worth;
         if let Some((at, mark)) = mark.filter(|_| synced) {
             assert!(
                 at as usize + mark.len() == offset as usize,
