@@ -63,6 +63,10 @@ impl Broker {
     /// Whether a request may come in, and the action that it is for.
     fn admit(&self, asked: &Asked) -> Result<Admission, Refusal> {
         let name = asked.content.name();
+        if !asked.content.headers().is_empty() && !asked.flags.has(RequestFlags::DURABLE) {
+            self.check_plain_key(asked.content.headers())
+                .map_err(|(code, message)| Refusal::Error(code, message))?;
+        }
         // A known action has been checked when it was registered.
         if let Some(action) = self.action_by_name.get(name)
             && !asked.flags.has(RequestFlags::DURABLE)

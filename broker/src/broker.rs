@@ -43,6 +43,10 @@ pub struct Broker {
     pub(crate) deliveries: Slab<Delivery>,
     /// Sends that were given up, by their counts.
     pub(crate) dead: BTreeMap<u64, Key<Request>>,
+    /// The first durable request under each idempotency key, by action and key.
+    pub(crate) keys: Table<Bytes, Key<Request>>,
+    /// Requests that are over, and only kept for their keys.
+    pub(crate) claimed: usize,
     /// `None` without a data directory.
     pub(crate) journal: Option<Journal>,
     pub(crate) timers: Wheel<Timer>,
@@ -96,6 +100,8 @@ impl Broker {
             half_received_bytes: 0,
             deliveries: Slab::default(),
             dead: BTreeMap::new(),
+            keys: Table::with_hasher(hash_state.clone()),
+            claimed: 0,
             journal: None,
             timers: Wheel::new(),
             receivers: Receivers::default(),
@@ -221,9 +227,9 @@ impl Broker {
         self.connection(conn).is_some_and(|connection| connection.handlers.iter().any(holds))
     }
 
-    /// Requests that have not ended.
+    /// Requests that have not ended, and durable outcomes that nobody has acknowledged.
     pub fn open_requests(&self) -> usize {
-        self.requests.len()
+        self.requests.len() - self.claimed
     }
 
     /// What handlers hold, the answers to which have not come.

@@ -94,6 +94,8 @@ pub struct Config {
     pub dead_ttl: Duration,
     /// … and how many: beyond it the oldest are dropped.
     pub dead_limit: usize,
+    /// Idempotency keys that are remembered; more are refused.
+    pub idempotency_limit: usize,
     /// A handler that has not answered this long after it was called back gets nothing more until it answers.
     pub stuck_after: Duration,
     /// How long a session without a connection is remembered.
@@ -135,6 +137,7 @@ impl Default for Config {
             handle_timeout: Duration::from_secs(60),
             dead_ttl: Duration::from_secs(7 * 24 * 3600),
             dead_limit: 10_000,
+            idempotency_limit: 1_000_000,
             stuck_after: Duration::from_secs(30),
             session_linger: Duration::from_secs(60),
             max_sessions_away: 16_384,

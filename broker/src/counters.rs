@@ -47,6 +47,8 @@ counters! {
     stuck_handlers: "stuckHandlers",
     /// Requests that ended with `handlerLost`.
     handler_lost: "handlerLost",
+    /// Durable requests and sends whose idempotency key an earlier one had: they did not run.
+    joined_requests: "joinedRequests",
     /// Durable sends that failed and were, or will be, tried again.
     retried_sends: "retriedSends",
     /// Durable sends that were given up.

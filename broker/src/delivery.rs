@@ -419,16 +419,14 @@ impl Broker {
         let mut ended = request.ended(Tag::new());
         self.requests.remove(key);
         self.timers.cancel(timer);
-        let session = self.sessions.get_mut(ended.session);
         if let Some(kept) = kept.and_then(|kept| self.kept.remove(kept)) {
             self.kept_bytes -= kept.content.uncounted_len();
-            let timers = kept.durable.map(|durable| [durable.lease, durable.rest]);
-            for timer in timers.into_iter().flatten().flatten() {
-                self.timers.cancel(timer);
+            if let Some(durable) = &kept.durable {
+                self.forget_durable(key, durable);
             }
             ended.tag = kept.tag;
         }
-        if let Some(session) = session {
+        if let Some(session) = self.sessions.get_mut(ended.session) {
             session.open.remove(&ended.number);
             session.durable -= usize::from(ended.flags.has(RequestFlags::DURABLE));
             if !ended.tag.is_empty() && session.by_tag.get(&ended.tag) == Some(&ended.number) {

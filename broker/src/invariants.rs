@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use crate::{
     Broker,
     dispatch::Ready,
+    durable::Durable,
     session::MAX_FORMER,
     slab::Key,
-    state::{Connection, LegState, Request, RequestState},
+    state::{Connection, Kept, LegState, Request, RequestState},
 };
 
 impl Broker {
@@ -34,7 +35,9 @@ impl Broker {
         );
         let kept = self.requests.iter().filter(|(_, request)| request.kept.is_some()).count();
         assert_eq!(kept, self.kept.len(), "what is kept belongs to a request");
-        let contents: usize = self.kept.iter().map(|(_, kept)| kept.content.uncounted_len()).sum();
+        let beside = |kept: &Kept| kept.durable.as_ref().map_or(0, |durable| durable.bytes());
+        let contents: usize =
+            self.kept.iter().map(|(_, kept)| kept.content.uncounted_len() + beside(kept)).sum();
         let outcomes: usize =
             self.sessions.iter().map(|(_, session)| session.outcomes.uncounted_bytes()).sum();
         assert_eq!(contents + outcomes, self.kept_bytes, "what is kept is counted");
@@ -54,8 +57,14 @@ impl Broker {
                     assert_eq!(self.dead.get(&request.count), Some(&key), "{key:?} is a dead letter");
                 }
                 RequestState::Decided => {
-                    let decided = durable.and_then(|durable| durable.decided);
-                    assert!(decided.is_some(), "the outcome of {key:?}");
+                    let decided = durable.is_some_and(|durable| durable.decided.is_some());
+                    let claimed = durable.is_some_and(Durable::is_claimed);
+                    assert!(decided || claimed && !request.wants_reply(), "the outcome of {key:?}");
+                    assert!(!claimed || orphan(request), "{key:?} belongs to nobody any more");
+                }
+                RequestState::Joined => {
+                    let keyed = durable.and_then(|durable| durable.keyed.as_deref());
+                    assert!(keyed.is_some_and(|keyed| keyed.joins != 0), "{key:?} joined another");
                 }
                 RequestState::Queued => {
                     assert!(self.actions.contains(request.action), "queued {key:?} has a queue to be in");
@@ -70,6 +79,16 @@ impl Broker {
                     assert!(open == legs.open as usize && open > 0, "open legs of {key:?}");
                 }
             }
+        }
+        let claimed =
+            self.kept.iter().filter(|(_, kept)| kept.durable.as_ref().is_some_and(|it| it.is_claimed()));
+        assert_eq!(claimed.count(), self.claimed, "kept for their keys");
+        for (name, key) in &self.keys {
+            let keyed = self.durable(*key).and_then(|durable| durable.keyed.as_deref());
+            assert!(
+                keyed.is_some_and(|keyed| keyed.name == *name && keyed.joins == 0),
+                "first under its key"
+            );
         }
         for (name, key) in &self.session_by_name {
             assert!(self.sessions.get(*key).is_some_and(|session| session.name == *name), "session names");

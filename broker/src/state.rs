@@ -170,6 +170,8 @@ pub(crate) enum RequestState {
     Queued,
     Delivered(Key<Delivery>),
     Broadcast(Box<Legs>),
+    /// Durable: it waits for the outcome of an earlier one under its idempotency key.
+    Joined,
     /// Durable: an attempt failed, and the next one has to wait for a while.
     Resting,
     /// Durable: a dead letter.

@@ -72,6 +72,10 @@ pub(crate) struct MessageArgs {
     #[arg(long)]
     durable: bool,
 
+    /// Of all durable requests to this action under this key only the first runs; the others get its outcome
+    #[arg(long, value_name = "KEY", requires = "durable")]
+    idempotency_key: Option<String>,
+
     /// A header for the handler; may be given several times
     #[arg(long = "header", value_name = "KEY=VALUE", value_parser = args::header)]
     headers: Vec<(String, String)>,
@@ -87,6 +91,7 @@ pub(crate) struct Message<'a> {
     pub(crate) data: Vec<u8>,
     ttl: Option<Duration>,
     pub(crate) durable: bool,
+    idempotency_key: Option<&'a str>,
     headers: &'a [(String, String)],
     options: Option<serde_json::Value>,
 }
@@ -97,7 +102,8 @@ impl MessageArgs {
         let options = self.options.as_deref().map(json::options).transpose()?;
         let data = json::data(&self.data)?;
         let (ttl, durable, headers) = (self.ttl, self.durable, &self.headers);
-        Ok(Message { action: &self.action, data, ttl, durable, headers, options })
+        let idempotency_key = self.idempotency_key.as_deref();
+        Ok(Message { action: &self.action, data, ttl, durable, idempotency_key, headers, options })
     }
 }
 
@@ -117,6 +123,9 @@ impl Message<'_> {
         }
         if self.durable {
             request = request.durable();
+        }
+        if let Some(key) = self.idempotency_key {
+            request = request.idempotency_key(key);
         }
         if let Some(options) = &self.options {
             request = request.options(options);

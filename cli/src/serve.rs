@@ -171,6 +171,10 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "N", env = "RINGPOST_DEAD_LIMIT")]
     dead_limit: Option<usize>,
 
+    /// Idempotency keys that are remembered, each until its request's ttl ends; more are refused [default: 1000000]
+    #[arg(long, value_name = "N", env = "RINGPOST_IDEMPOTENCY_LIMIT")]
+    idempotency_limit: Option<usize>,
+
     /// How long a leaving server waits for what is open [default: 10s]
     #[arg(long, value_name = "DURATION", env = "RINGPOST_DRAIN_TIMEOUT", value_parser = duration)]
     drain_timeout: Option<Duration>,
@@ -234,6 +238,7 @@ impl ServeArgs {
         replace(&mut config.handle_timeout, self.handle_timeout);
         replace(&mut config.dead_ttl, self.dead_ttl);
         replace(&mut config.dead_limit, self.dead_limit);
+        replace(&mut config.idempotency_limit, self.idempotency_limit);
         replace(&mut config.drain_timeout, self.drain_timeout);
         match config.validate() {
             Ok(()) => Ok(config),
@@ -301,7 +306,8 @@ mod tests {
              --max-actions 4 --max-ttl 5s --default-timeout 6s --outbound-limit 7MiB --handshake-timeout 8s \
              --ping-interval 9s --drain-timeout 10s --leg-queue-limit 11 --stuck-after 12s --session-linger 13s \
              --max-sessions-away 14 --outcome-limit 15KiB --memory 16MiB --busy-poll 60us --data-dir d \
-             --sync interval:17s --segment-size 18MiB --max-disk 190MiB --handle-timeout 20s --dead-ttl 21s --dead-limit 22"
+             --sync interval:17s --segment-size 18MiB --max-disk 190MiB --handle-timeout 20s --dead-ttl 21s --dead-limit 22 \
+             --idempotency-limit 23"
                 .split_whitespace()
                 .collect::<Vec<_>>()
                 .join(" ")
@@ -326,6 +332,7 @@ mod tests {
         expected.busy_poll = Duration::from_micros(60);
         (expected.outcome_limit, expected.memory) = (15 << 10, 16 << 20);
         (expected.handle_timeout, expected.dead_ttl, expected.dead_limit) = (seconds(20), seconds(21), 22);
+        expected.idempotency_limit = 23;
         (expected.data_dir, expected.sync) = (Some("d".into()), Sync::Interval(seconds(17)));
         (expected.segment_size, expected.max_disk) = (18 << 20, 190 << 20);
         assert_eq!(config, expected);

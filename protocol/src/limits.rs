@@ -9,6 +9,9 @@ pub const MAX_ACTION_BYTES: usize = 255;
 /// The longest session name in bytes.
 pub const MAX_SESSION_BYTES: usize = 255;
 
+/// The longest idempotency key of a durable request in bytes.
+pub const MAX_IDEMPOTENCY_KEY_BYTES: usize = 255;
+
 /// The longest `options` of a message in bytes of JSON text.
 pub const MAX_OPTIONS_BYTES: usize = u16::MAX as usize;
 

@@ -169,6 +169,13 @@ impl<K: Kind> RequestBuilder<K> {
         self
     }
 
+    /// Of all durable requests to this action under this key only the first runs, until its ttl ends; the others get its
+    /// outcome. So what may have been accepted can be asked for again. The key is 1 to 255 bytes long, and it is for durable
+    /// requests and sends only: others are refused with it.
+    pub fn idempotency_key(self, key: impl Into<String>) -> Self {
+        self.header("idempotency-key", key)
+    }
+
     /// Options for the handler, as JSON text.
     pub fn options<T: Serialize + ?Sized>(mut self, options: &T) -> Self {
         match to_json("the request's options", options) {

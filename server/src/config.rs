@@ -177,6 +177,9 @@ pub struct Config {
     pub dead_ttl: Duration,
     /// How many dead letters are kept: beyond it the oldest are dropped. Default 10000.
     pub dead_limit: usize,
+    /// Idempotency keys of durable requests that are remembered, each until its request's ttl ends; requests with further ones
+    /// are refused. Default 1000000.
+    pub idempotency_limit: usize,
     /// How long a leaving server waits for what is open. Default 10 s.
     #[serde(with = "units::duration")]
     pub drain_timeout: Duration,
@@ -214,6 +217,7 @@ impl Default for Config {
             handle_timeout: broker.handle_timeout,
             dead_ttl: broker.dead_ttl,
             dead_limit: broker.dead_limit,
+            idempotency_limit: broker.idempotency_limit,
             drain_timeout: Duration::from_secs(10),
         }
     }
@@ -384,6 +388,7 @@ impl Config {
             handle_timeout: self.handle_timeout,
             dead_ttl: self.dead_ttl,
             dead_limit: self.dead_limit,
+            idempotency_limit: self.idempotency_limit,
             session_linger: self.session_linger,
             max_sessions_away: self.max_sessions_away,
             outcome_limit_bytes: usize::try_from(self.outcome_limit).unwrap_or(usize::MAX),

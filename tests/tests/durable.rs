@@ -113,3 +113,42 @@ fn accepted_sends_outlive_everybody() {
         handler.finish();
     });
 }
+
+/// A request that is made again with its idempotency key, by another process and over deaths of the server, runs once, and each
+/// of those who asked gets its reply: while it waits, while it runs, and when it is long over.
+#[test]
+fn an_idempotency_key_outlives_everybody() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut server = start(directory.path());
+    let address = server.address;
+    let ledger = Ledger::new();
+    run(async {
+        let ask = async |client: &Client| {
+            client
+                .request("work", &1_u64)
+                .durable()
+                .idempotency_key("order-1")
+                .timeout(Duration::from_secs(60))
+                .await
+        };
+        let (first, second) = (client(address).await, client(address).await);
+        let waits = tokio::spawn(async move { ask(&first).await });
+        until("the first is accepted", || server.stats()["now"]["idempotencyKeys"] == 1);
+        server.process.kill();
+        server = start_again(&server, directory.path());
+        let joins = tokio::spawn(async move { ask(&second).await });
+        until("the second has joined", || server.stats()["total"]["joinedRequests"] == 1);
+        server.process.kill();
+        server = start_again(&server, directory.path());
+        let handler = process::handler(address, "work", ledger.path(), 32, 0);
+        let replies = [waits.await.unwrap().unwrap(), joins.await.unwrap().unwrap()];
+        assert_eq!(replies[0].as_bytes(), replies[1].as_bytes());
+        until("both have it", || server.stats()["now"]["openRequests"] == 0);
+        server.process.kill();
+        server = start_again(&server, directory.path());
+        let third = client(address).await;
+        assert_eq!(ask(&third).await.unwrap().as_bytes(), replies[0].as_bytes());
+        assert_eq!(ledger.runs().0.len(), 1);
+        handler.finish();
+    });
+}

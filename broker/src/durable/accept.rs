@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ringpost_protocol::{
-    Code, Headers,
+    Code,
     message::{Request as Asked, RequestFlags, ServerMessage},
 };
 
@@ -14,9 +14,6 @@ use crate::{
     slab::Key,
     state::{Request, RequestState, Session, Timer},
 };
-
-/// The header that carries the caller's own key, in both dialects.
-pub(super) const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
 impl Broker {
     /// Takes a durable request in, as far as its record: it is accepted and dispatched when that is stable.
@@ -30,9 +27,35 @@ impl Broker {
         if let Err((code, message)) = self.may_be_durable(asked) {
             return self.refuse(conn, session_key, asked, code, message);
         }
+        let keyed = match self.key_of(asked) {
+            Ok(keyed) => keyed,
+            Err((code, message)) => return self.refuse(conn, session_key, asked, code, message),
+        };
         if self.is_over_memory(asked.content.uncounted_len()) {
             return self.refuse_for_memory(conn, session_key, asked);
         }
+        if let Some((name, Some(first))) = keyed {
+            return self.join(session_key, speaks, asked, (name, first));
+        }
+        let number = asked.number;
+        let Some(key) = self.insert_durable(session_key, speaks, asked, RequestState::Logging) else {
+            return;
+        };
+        if let Some((name, None)) = keyed {
+            self.first_under(name, key);
+        }
+        self.log_request(key);
+        self.wait_behind(Gate::Accept { request: key, session: session_key, number });
+    }
+
+    /// Puts a durable request into all tables.
+    pub(super) fn insert_durable(
+        &mut self,
+        session_key: Key<Session>,
+        speaks: Speaks,
+        asked: &mut Asked,
+        state: RequestState,
+    ) -> Option<Key<Request>> {
         let most = self.config.max_ttl;
         let ttl = |ms: u32| Duration::from_millis(u64::from(ms)).min(most);
         let ttl = if asked.ttl_ms == 0 { DEFAULT_TTL.min(most) } else { ttl(asked.ttl_ms) };
@@ -42,11 +65,11 @@ impl Broker {
         let key = self.requests.next_key();
         let timer = self.timers.insert(self.now.mono + ttl, Timer::Request(key));
         self.request_count += 1;
-        let Some(session) = self.sessions.get_mut(session_key) else { return };
+        let session = self.sessions.get_mut(session_key)?;
         session.open.insert(number, key);
         session.unstable.push_back(number);
         session.durable += 1;
-        let name = session.name.clone();
+        let (name, instance) = (session.name.clone(), session.speaker.instance);
         let max_attempts = if asked.max_attempts == 0 { DEFAULT_MAX_ATTEMPTS } else { asked.max_attempts };
         let action = self.action_for(content.name());
         self.requests.insert(Request {
@@ -64,7 +87,7 @@ impl Broker {
             delivered_after_ms: u32::MAX,
             kept: None,
             content_bytes: content.len() as u32,
-            state: RequestState::Logging,
+            state,
         });
         if !content.tag().is_empty() {
             self.keep_tag(key, session_key, number, content.tag());
@@ -76,13 +99,13 @@ impl Broker {
                 dialect: u8::from(speaks == Speaks::Json),
                 expires_ms,
                 session: name,
+                instance,
                 places: Places::default(),
                 ..Durable::default()
             }));
         }
-        self.log_request(key);
         self.forget_action_if_unused(action);
-        self.wait_behind(Gate::Accept { request: key, session: session_key, number });
+        Some(key)
     }
 
     fn may_be_durable(&self, asked: &Asked) -> Result<(), (Code, String)> {
@@ -121,8 +144,10 @@ impl Broker {
             stable.unstable.pop_front();
             self.tell_durable_accepted(key, session, number);
         }
-        if matches!(self.requests.get(key).map(|request| &request.state), Some(RequestState::Logging)) {
-            self.admit_at_last(key);
+        match self.requests.get(key).map(|request| (&request.state, request.wants_reply())) {
+            Some((RequestState::Logging, _)) => self.admit_at_last(key),
+            Some((RequestState::Joined, false)) => self.joined_send_accepted(key),
+            _ => {}
         }
     }
 
@@ -159,12 +184,4 @@ impl Broker {
             self.dispatch(action);
         }
     }
-}
-
-/// The caller's own key in a request's headers.
-pub(super) fn idempotency_key(headers: &[u8]) -> Option<&str> {
-    Headers::new(headers)
-        .filter_map(Result::ok)
-        .find(|(key, _)| *key == IDEMPOTENCY_KEY)
-        .map(|(_, value)| value)
 }

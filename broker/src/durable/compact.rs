@@ -9,7 +9,7 @@ use crate::{
     Broker,
     log::{Location, Record, SegmentNumber, body},
     slab::Key,
-    state::Request,
+    state::{Request, RequestState},
 };
 
 /// Records that are written anew in one step, beside the traffic.
@@ -57,11 +57,10 @@ impl Broker {
         let Some(durable) = kept.durable.as_deref_mut() else { return };
         let is_in = |place: Option<Location>| place.filter(|place| place.segment == segment);
         let mut places = std::mem::take(&mut durable.places);
-        let decided = durable.decided.is_some();
+        let decided = matches!(request.state, RequestState::Decided);
         if let Some(place) = is_in(places.request) {
-            // The request's own content is not needed any more once its outcome is there.
-            let empty = ringpost_protocol::Content::default();
-            let content = if decided { &empty } else { &kept.content };
+            // Of the request's own content little is needed any more once its outcome is there.
+            let content = if decided { &durable.asked } else { &kept.content };
             let record = super::journal::request_record(request, durable, &kept.tag, content);
             places.request = journal.append_moved(place, &record, key);
         }
@@ -81,6 +80,10 @@ impl Broker {
             && let Some(record) = outcome.or_else(|| super::journal::failure_record(request, durable))
         {
             places.reply = journal.append_moved(place, &record, key);
+        }
+        if let Some(place) = is_in(places.claimed) {
+            let record = Record::Claimed(body::Claimed { count: request.count });
+            places.claimed = journal.append_moved(place, &record, key);
         }
         durable.places = places;
     }

@@ -6,12 +6,12 @@ use ringpost_protocol::{
     message::{Reply, ServerMessage, Tag},
 };
 
-use super::{Decided, Gate};
+use super::{Decided, Durable, Gate};
 use crate::{
     Broker, ConnId,
     delivery::millis_between,
     slab::Key,
-    state::{Request, RequestState, Session, Timer},
+    state::{Kept, Request, RequestState, Session, Timer},
 };
 
 /// A handler's answer, to be acknowledged when what follows from it is stable.
@@ -27,12 +27,28 @@ impl Broker {
         &mut self,
         key: Key<Request>,
         code: Option<Code>,
+        content: Content,
+        answered: Option<Answered>,
+    ) {
+        let handled = self.requests.get(key).filter(|_| answered.is_some());
+        let handled_after_ms =
+            handled.map_or(u32::MAX, |request| millis_between(request.received.mono, self.now.mono));
+        self.decide_with(key, code, content, handled_after_ms, answered);
+    }
+
+    pub(super) fn decide_with(
+        &mut self,
+        key: Key<Request>,
+        code: Option<Code>,
         mut content: Content,
+        handled_after_ms: u32,
         answered: Option<Answered>,
     ) {
         let Some(request) = self.requests.get_mut(key) else { return };
         let (queued, action, content_bytes) = (request.is_queued(), request.action, request.content_bytes);
-        if matches!(request.state, RequestState::Decided | RequestState::Dead) {
+        // A send that joined another is over when it is accepted, which it will be.
+        let joined_send = matches!(request.state, RequestState::Joined) && !request.wants_reply();
+        if matches!(request.state, RequestState::Decided | RequestState::Dead) || joined_send {
             return;
         }
         if let Some(code) = code.filter(|code| !request.wants_reply() && *code != Code::Cancelled) {
@@ -40,7 +56,7 @@ impl Broker {
         }
         request.state = RequestState::Decided;
         let over = request.deadline <= self.now.mono;
-        let (wants_reply, received) = (request.wants_reply(), request.received.mono);
+        let wants_reply = request.wants_reply();
         let lease = self.durable_mut(key).and_then(|durable| durable.lease.take());
         self.stop_timer(lease);
         if !wants_reply {
@@ -54,8 +70,7 @@ impl Broker {
                 request.timer = timer;
             }
         }
-        let handled = answered.is_some();
-        let handled_after_ms = if handled { millis_between(received, self.now.mono) } else { u32::MAX };
+        self.keep_what_was_asked(key);
         content.count_large(MIN_COUNTED_BYTES, &self.large);
         self.keep(key, content);
         if let Some(durable) = self.durable_mut(key) {
@@ -66,6 +81,19 @@ impl Broker {
             self.left_queue(action, content_bytes as usize);
         }
         self.wait_behind(Gate::Outcome { request: key, answered });
+        self.decide_joined(key);
+    }
+
+    /// The request's content makes room for the outcome's: of its own, action and headers stay, if there are headers.
+    pub(super) fn keep_what_was_asked(&mut self, key: Key<Request>) {
+        let Some(kept) = self.requests.get(key).and_then(|request| self.kept.get_mut(request.kept?)) else {
+            return;
+        };
+        let Kept { content, durable: Some(durable), .. } = kept else { return };
+        if !content.headers().is_empty() {
+            durable.asked = Content::from_parts(content.name(), b"", content.headers(), b"");
+            self.kept_bytes += durable.asked.len();
+        }
     }
 
     /// A handler left while it held a durable request: that was no fault of the request.
@@ -182,6 +210,9 @@ impl Broker {
 
     /// Nothing more needs to be known of a durable request.
     pub(crate) fn finish(&mut self, key: Key<Request>) {
+        if self.outlives_its_requester(key) {
+            return self.claim(key);
+        }
         if let Some(request) = self.requests.get(key) {
             self.dead.remove(&request.count);
         }
@@ -195,6 +226,16 @@ impl Broker {
             self.end_session_if_forgotten(ended.session);
         }
         self.close_if_session_finished(ended.session);
+    }
+
+    /// A durable request is in no table any more.
+    #[cold]
+    pub(crate) fn forget_durable(&mut self, key: Key<Request>, durable: &Durable) {
+        self.kept_bytes -= durable.asked.len();
+        [durable.lease, durable.rest].into_iter().for_each(|timer| self.stop_timer(timer));
+        if let Some(keyed) = &durable.keyed {
+            self.forget_key(key, keyed);
+        }
     }
 
     /// A session whose client stayed away was only kept for what is durable.

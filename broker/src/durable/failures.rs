@@ -11,13 +11,17 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use ringpost_protocol::{Code, Content, message::Verdict, time::TimerId};
+use ringpost_protocol::{
+    Code, Content,
+    message::{Tag, Verdict},
+    time::TimerId,
+};
 
 use super::{DEFAULT_TTL, Gate, decide::Answered};
 use crate::{
     Broker,
     slab::Key,
-    state::{Request, RequestState, Timer},
+    state::{Request, RequestState, Session, Timer},
 };
 
 /// The pause behind the second failure; behind the first there is none, and each further one doubles it.
@@ -140,7 +144,8 @@ impl Broker {
         self.counters.dead_letters += 1;
         self.log_failure(key);
         self.dead.insert(count, key);
-        self.detach(session, number);
+        let tag = self.kept_of(key).map(|kept| kept.tag.clone()).unwrap_or_default();
+        self.detach(session, number, &tag);
         match answered {
             Some(answered) => self.wait_behind(Gate::Settled(answered)),
             None => self.hurry_log(),
@@ -152,12 +157,15 @@ impl Broker {
         }
     }
 
-    /// Its session has nothing to do with a dead letter any more.
-    fn detach(&mut self, session_key: Key<crate::state::Session>, number: u64) {
+    /// Its session has nothing to do with a request any more that is kept all the same.
+    pub(super) fn detach(&mut self, session_key: Key<Session>, number: u64, tag: &Tag) {
         if let Some(session) = self.sessions.get_mut(session_key)
             && session.open.remove(&number).is_some()
         {
             session.durable -= 1;
+            if session.by_tag.get(tag) == Some(&number) {
+                session.by_tag.remove(tag);
+            }
             self.end_session_if_forgotten(session_key);
         }
         self.close_if_session_finished(session_key);

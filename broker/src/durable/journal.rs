@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use ringpost_protocol::{Code, Content};
 
-use super::{Durable, Places, accept::idempotency_key, compact::Tenants, decide::Answered};
+use super::{Durable, Places, compact::Tenants, decide::Answered, keys::idempotency_key};
 use crate::{
     Broker, ConnId,
     log::{Location, Record, Sequence, Writer, body},
@@ -180,6 +180,20 @@ impl Broker {
         before.into_iter().for_each(|before| journal.writer.died(before));
     }
 
+    /// Logs that what became of a request is kept for its key only.
+    pub(super) fn log_claimed(&mut self, key: Key<Request>) {
+        let (Some(journal), Some(request)) = (&mut self.journal, self.requests.get(key)) else { return };
+        let Some(kept) = request.kept.and_then(|kept| self.kept.get_mut(kept)) else { return };
+        let Some(durable) = kept.durable.as_deref_mut() else { return };
+        let record = Record::Claimed(body::Claimed { count: request.count });
+        durable.places.claimed = journal.append_for(key, &record);
+        if durable.decided.is_none() {
+            // What its attempts came to is of no use any more.
+            let before = [durable.places.delivered.take(), durable.places.reply.take()];
+            before.into_iter().flatten().for_each(|before| journal.writer.died(before));
+        }
+    }
+
     pub(super) fn log_done(&mut self, key: Key<Request>) {
         let places = self.durable_mut(key).map(|durable| std::mem::take(&mut durable.places));
         let (Some(journal), Some(request)) = (&mut self.journal, self.requests.get(key)) else { return };
@@ -203,6 +217,8 @@ pub(super) fn request_record<'a>(
     Record::Request(body::Request {
         count: request.count,
         number: request.number,
+        instance: durable.instance,
+        joins: durable.keyed.as_ref().map_or(0, |keyed| keyed.joins),
         received_ms: request.received.wall_ms,
         expires_ms: durable.expires_ms,
         max_attempts: request.max_attempts.min(255) as u8,

@@ -14,10 +14,11 @@
 //! | `accept` | the way in: checks, the request's record, and what waits for that to be stable |
 //! | `decide` | the way out: the outcome's record, who gets it, and when nothing is left to be known |
 //! | `failures` | leases, failed sends, dead letters |
+//! | `keys` | idempotency keys: what comes a second time, and what is kept for it |
 //! | `journal` | what is written to the log, and what waits for it |
 //! | `session` | coming back for it, also after the broker was away |
 //! | `compact` | keeping the log short |
-//! | `restore` | the way back: from the records of a log to what was there before the restart |
+//! | `restore`, `revive` | the way back: from the records of a log to what was there before the restart |
 //!
 //! A durable request is in the same tables as a plain one, and its dispatch and delivery are the same. It differs in what
 //! ends it: not its requester's end, nor its timeout, nor the end of its last handler; only an outcome that is in the log.
@@ -27,19 +28,22 @@ mod compact;
 mod decide;
 mod failures;
 mod journal;
+mod keys;
 mod restore;
+mod revive;
 mod session;
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use ringpost_protocol::{Code, time::TimerId};
+use ringpost_protocol::{Code, Content, time::TimerId};
 
 pub use self::restore::Restore;
 pub(crate) use self::{
     decide::Answered,
     failures::Failure,
     journal::{Gate, Journal},
+    keys::Keyed,
 };
 use crate::{Broker, log::Location, slab::Key, state::Request};
 
@@ -57,6 +61,8 @@ pub(crate) struct Durable {
     pub(crate) expires_ms: u64,
     /// The name of its session: that is forgotten only after it.
     pub(crate) session: Bytes,
+    /// Which process of that session made it.
+    pub(crate) instance: u64,
     pub(crate) places: Places,
     /// Ends when the handler that has it has had it for too long.
     pub(crate) lease: Option<TimerId>,
@@ -64,6 +70,10 @@ pub(crate) struct Durable {
     pub(crate) rest: Option<TimerId>,
     /// What went wrong last with a send.
     pub(crate) failure: Option<Failure>,
+    /// Set if it has an idempotency key.
+    pub(crate) keyed: Option<Box<Keyed>>,
+    /// Its action and headers, if it has headers, once its content has made room for the outcome's.
+    pub(crate) asked: Content,
     /// What became of it, once that is decided. The content is the request's own no more, but the outcome's.
     pub(crate) decided: Option<Decided>,
 }
@@ -76,11 +86,13 @@ pub(crate) struct Places {
     pub(crate) delivered: Option<Location>,
     /// That of its outcome, or of what went wrong last.
     pub(crate) reply: Option<Location>,
+    /// That it is kept for its key only.
+    pub(crate) claimed: Option<Location>,
 }
 
 impl Places {
     pub(crate) fn all(&self) -> impl Iterator<Item = Location> + use<> {
-        [self.request, self.delivered, self.reply].into_iter().flatten()
+        [self.request, self.delivered, self.reply, self.claimed].into_iter().flatten()
     }
 }
 
@@ -94,6 +106,18 @@ pub(crate) struct Decided {
     pub(crate) stable: bool,
     /// Its place among the outcomes of its session, once it was given one in this boot.
     pub(crate) sequence: Option<u64>,
+}
+
+impl Durable {
+    /// Whether it is over, and kept for its idempotency key.
+    pub(crate) fn is_claimed(&self) -> bool {
+        self.keyed.as_ref().is_some_and(|keyed| keyed.claimed)
+    }
+
+    /// Bytes that are counted beside those of the content.
+    pub(crate) fn bytes(&self) -> usize {
+        self.asked.len() + self.keyed.as_ref().map_or(0, |keyed| keyed.bytes())
+    }
 }
 
 impl Broker {

@@ -27,6 +27,10 @@ pub struct Request<'a> {
     pub count: u64,
     /// Its number in its session.
     pub number: u64,
+    /// Which process of that session made it; 0 in JSON.
+    pub instance: u64,
+    /// The count of the earlier request under the same idempotency key that it waits for; 0 if it is the first.
+    pub joins: u64,
     /// When it was received, in milliseconds since the Unix epoch.
     pub received_ms: u64,
     /// When its ttl ends, in milliseconds since the Unix epoch.
@@ -102,6 +106,13 @@ pub struct Done {
     pub count: u64,
 }
 
+/// A request's outcome, or that there is none, is kept for its idempotency key only: its requester has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claimed {
+    /// Which request.
+    pub count: u64,
+}
+
 /// An attempt of a send failed, and another one follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retry<'a> {
@@ -171,11 +182,12 @@ pub enum Record<'a> {
     Mark(Mark),
     Moved(Moved<'a>),
     Lost(Lost),
+    Claimed(Claimed),
 }
 
 const TEXT: usize = 2;
 const BLOB: usize = 4;
-const REQUEST_FIXED: usize = 40;
+const REQUEST_FIXED: usize = 56;
 const DELIVERED_FIXED: usize = 40;
 const REPLY_FIXED: usize = 32;
 const RETRY_FIXED: usize = 24;
@@ -219,6 +231,7 @@ impl<'a> Record<'a> {
             Self::Mark(_) => Kind::Mark,
             Self::Moved(_) => Kind::Moved,
             Self::Lost(_) => Kind::Lost,
+            Self::Claimed(_) => Kind::Claimed,
         }
     }
 
@@ -230,7 +243,12 @@ impl<'a> Record<'a> {
             Self::Reply(r) => [r.own_code, r.options, NONE, NONE, NONE],
             Self::Retry(r) => [r.message, NONE, NONE, NONE, NONE],
             Self::Dead(r) => [r.message, NONE, NONE, NONE, NONE],
-            Self::Boot(_) | Self::Done(_) | Self::Mark(_) | Self::Moved(_) | Self::Lost(_) => [NONE; 5],
+            Self::Boot(_)
+            | Self::Done(_)
+            | Self::Mark(_)
+            | Self::Moved(_)
+            | Self::Lost(_)
+            | Self::Claimed(_) => [NONE; 5],
         }
     }
 
@@ -268,7 +286,7 @@ impl<'a> Record<'a> {
                 let texts = TEXT + r.own_code.len() + TEXT + r.options.len();
                 REPLY_FIXED + texts + BLOB + r.headers.len() + BLOB + r.payload.len()
             }
-            Self::Done(_) | Self::Mark(_) => 8,
+            Self::Done(_) | Self::Mark(_) | Self::Claimed(_) => 8,
             Self::Retry(r) => RETRY_FIXED + TEXT + r.message.len(),
             Self::Dead(r) => DEAD_FIXED + TEXT + r.message.len(),
             Self::Moved(r) => MOVED_FIXED + r.body.len(),
@@ -283,7 +301,7 @@ impl<'a> Record<'a> {
                 out.put_u64_le(r.wall_ms);
             }
             Self::Request(r) => {
-                for number in [r.count, r.number, r.received_ms, r.expires_ms] {
+                for number in [r.count, r.number, r.instance, r.joins, r.received_ms, r.expires_ms] {
                     out.put_u64_le(number);
                 }
                 out.put_slice(&[r.max_attempts, r.flags, r.dialect]);
@@ -316,6 +334,7 @@ impl<'a> Record<'a> {
                 put_blob(out, r.payload);
             }
             Self::Done(r) => out.put_u64_le(r.count),
+            Self::Claimed(r) => out.put_u64_le(r.count),
             Self::Retry(r) => {
                 out.put_u64_le(r.count);
                 out.put_u64_le(r.not_before_ms);
@@ -358,13 +377,15 @@ impl<'a> Record<'a> {
         let record = match kind {
             Kind::Boot => Self::Boot(Boot { boot: from.u64()?, wall_ms: from.u64()? }),
             Kind::Request => {
-                let [count, number, received_ms, expires_ms] =
-                    [from.u64()?, from.u64()?, from.u64()?, from.u64()?];
+                let [count, number, instance, joins] = [from.u64()?, from.u64()?, from.u64()?, from.u64()?];
+                let [received_ms, expires_ms] = [from.u64()?, from.u64()?];
                 let [max_attempts, flags, dialect] = [from.u8()?, from.u8()?, from.u8()?];
                 from.skip(5)?;
                 Self::Request(Request {
                     count,
                     number,
+                    instance,
+                    joins,
                     received_ms,
                     expires_ms,
                     max_attempts,
@@ -404,6 +425,7 @@ impl<'a> Record<'a> {
                 })
             }
             Kind::Done => Self::Done(Done { count: from.u64()? }),
+            Kind::Claimed => Self::Claimed(Claimed { count: from.u64()? }),
             Kind::Retry => {
                 let [count, not_before_ms] = [from.u64()?, from.u64()?];
                 let attempt = from.u16()?;
@@ -460,6 +482,8 @@ mod tests {
             Record::Request(Request {
                 count: 1,
                 number: 2,
+                instance: 9,
+                joins: 8,
                 received_ms: 3,
                 expires_ms: 4,
                 max_attempts: 5,
@@ -494,6 +518,7 @@ mod tests {
                 payload: b"reply",
             }),
             Record::Done(Done { count: 1 }),
+            Record::Claimed(Claimed { count: 1 }),
             Record::Retry(Retry { count: 1, not_before_ms: 2, attempt: 3, message: b"later" }),
             Record::Dead(Dead { count: 1, wall_ms: 2, code: 3, attempt: 4, message: b"no" }),
             Record::Mark(Mark { upto: Sequence(8) }),

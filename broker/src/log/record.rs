@@ -57,6 +57,8 @@ pub enum Kind {
     Moved = 9,
     /// Records were damaged and given up by a repair.
     Lost = 10,
+    /// A requester has its outcome, which is kept for its idempotency key.
+    Claimed = 11,
 }
 
 impl Kind {
@@ -73,6 +75,7 @@ impl Kind {
             8 => Self::Mark,
             9 => Self::Moved,
             10 => Self::Lost,
+            11 => Self::Claimed,
             _ => return None,
         })
     }
@@ -90,6 +93,7 @@ impl Kind {
             Self::Mark => "mark",
             Self::Moved => "moved",
             Self::Lost => "lost",
+            Self::Claimed => "claimed",
         }
     }
 
@@ -99,7 +103,13 @@ impl Kind {
     /// the segment of the `Done` has become the oldest.
     pub fn lives(self) -> bool {
         match self {
-            Self::Request | Self::Delivered | Self::Reply | Self::Retry | Self::Dead | Self::Moved => true,
+            Self::Request
+            | Self::Delivered
+            | Self::Reply
+            | Self::Retry
+            | Self::Dead
+            | Self::Moved
+            | Self::Claimed => true,
             Self::Boot | Self::Done | Self::Mark | Self::Lost => false,
         }
     }

@@ -1,5 +1,7 @@
 //! Durable requests: nothing is promised before it is stable, and everything that was promised is there after a restart.
 
+mod keys;
+
 use ringpost_protocol::message::{OpenState, Resume, Speaker};
 
 use super::*;

@@ -45,6 +45,8 @@ pub(crate) fn request<'a>(count: u64, payload: &'a [u8]) -> Record<'a> {
     Record::Request(Request {
         count,
         number: count * 2,
+        instance: 0,
+        joins: 0,
         received_ms: 1,
         expires_ms: 2,
         max_attempts: 5,

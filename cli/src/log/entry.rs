@@ -196,6 +196,8 @@ mod tests {
         Request {
             count: 5,
             number: 6,
+            instance: 0,
+            joins: 0,
             received_ms: 1000,
             expires_ms: 2000,
             max_attempts: 5,

@@ -21,6 +21,7 @@ pub(super) fn push_record<'a>(fields: &mut Fields<'a>, record: Record<'a>) {
         Record::Delivered(delivered) => push_delivered(fields, delivered),
         Record::Reply(reply) => push_reply(fields, reply),
         Record::Done(done) => fields.push(("count", Number(done.count))),
+        Record::Claimed(claimed) => fields.push(("count", Number(claimed.count))),
         Record::Retry(retry) => {
             fields.extend([
                 ("count", Number(retry.count)),
@@ -55,6 +56,12 @@ fn push_request<'a>(fields: &mut Fields<'a>, request: Request<'a>) {
         ("expiresMs", Time(request.expires_ms)),
         ("maxAttempts", Number(request.max_attempts.into())),
     ]);
+    if request.joins != 0 {
+        fields.push(("joins", Number(request.joins)));
+    }
+    if request.instance != 0 {
+        fields.push(("instance", Id(request.instance)));
+    }
     push_some(fields, "clientId", request.tag);
     push_some(fields, "idempotencyKey", request.idempotency_key);
     push_some(fields, "options", request.options);
