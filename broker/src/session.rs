@@ -145,7 +145,7 @@ impl Session {
     }
 
     /// The session gets to another instance, with the next tenure.
-    fn hand_over(&mut self, speaker: Speaker, tenure: u64) {
+    pub(crate) fn hand_over(&mut self, speaker: Speaker, tenure: u64) {
         if self.epoch > 0 {
             self.former.push(self.speaker);
         }
@@ -192,6 +192,7 @@ impl Broker {
         session.speaker = speaker;
         session.epoch += 1;
         session.caught_up = session.epoch == 1;
+        session.heir = false;
         if std::mem::take(&mut session.away) {
             self.detached -= 1;
         }
@@ -217,7 +218,7 @@ impl Broker {
             away: false,
             linger: None,
             durable: 0,
-            own_from: 0,
+            heir: false,
             epoch: 0,
             next_number: 1,
             open: self.table(),
@@ -367,8 +368,8 @@ impl Broker {
         if resume.boot != self.config.boot && session.is_some_and(|session| session.durable > 0) {
             return self.resume_durable(conn, key, resume, forgotten);
         }
-        // Another instance's numbers say nothing here. One without any may have what is kept.
-        let may_ask = |session: &Session| session.returns || resume.open.is_empty();
+        // Another instance's numbers say nothing here. One that wants it may have what is kept.
+        let may_ask = |session: &Session| session.returns || resume.unclaimed && resume.open.is_empty();
         let known = resume.boot == self.config.boot && session.is_some_and(may_ask);
         if !known {
             let open = resume.open.iter().map(|number| (*number, OpenState::Lost)).collect();
@@ -378,13 +379,17 @@ impl Broker {
         // What the client does not ask for any more, it gave up while it was away.
         self.abandon_all_but(key, &resume.open);
         self.acknowledge_durable(key, resume.sequence);
-        let decided = self.decided_numbers(key);
         let Some(session) = self.sessions.get_mut(key) else { return };
         self.kept_bytes -= session.outcomes.uncounted_bytes();
         session.outcomes.acknowledge(resume.sequence);
         self.kept_bytes += session.outcomes.uncounted_bytes();
         session.caught_up = true;
-        session.own_from = 0;
+        session.heir = resume.unclaimed;
+        if !resume.unclaimed {
+            // What an earlier process was sent, and did not acknowledge, is not for this one.
+            self.take_sequences_back(key, |broker, session, request| !broker.concerns(session, request));
+        }
+        let decided = self.decided_numbers(key);
         let Some(session) = self.sessions.get(key) else { return };
         let open = self.open_states(session, resume, &decided);
         let lost = open.iter().filter(|(_, state)| *state == OpenState::Lost);
@@ -405,9 +410,14 @@ impl Broker {
         let mut replayed: Vec<_> = session.outcomes.kept.iter().cloned().collect();
         replayed.extend(session.durable_outcomes.values().filter_map(|request| self.durable_reply(*request)));
         replayed.sort_by_key(|reply| reply.sequence);
+        let asked = |reply: &Reply| session.open.get(&reply.number).and_then(|request| self.asked(*request));
+        let replayed: Vec<_> = replayed.into_iter().map(|reply| (asked(&reply), reply)).collect();
         let upto = session.unstable.front().copied().unwrap_or(session.next_number) - 1;
         self.counters.outcomes_replayed += replayed.len() as u64;
-        for reply in replayed {
+        for (asked, reply) in replayed {
+            if let Some(asked) = asked {
+                self.send(conn, asked);
+            }
             self.send(conn, ServerMessage::Reply(reply));
         }
         if upto > 0 {
@@ -420,9 +430,9 @@ impl Broker {
     pub(crate) fn begin_anew(&mut self, key: Key<Session>) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         session.caught_up = true;
-        session.own_from = session.next_number;
+        session.heir = false;
         self.drop_outcomes(key);
-        self.take_sequences_back(key);
+        self.take_sequences_back(key, |_, _, _| true);
         self.abandon_all_but(key, &[]);
     }
 

@@ -71,8 +71,8 @@ pub(crate) struct Session {
     pub(crate) linger: Option<TimerId>,
     /// Of the open requests, those that are durable.
     pub(crate) durable: usize,
-    /// Numbers below this are an earlier process's, which the present one did not ask for.
-    pub(crate) own_from: u64,
+    /// Its client takes the outcomes of earlier processes, too.
+    pub(crate) heir: bool,
     pub(crate) epoch: u64,
     pub(crate) next_number: u64,
     /// Requests without an outcome, by number.

@@ -82,6 +82,8 @@ pub struct Unclaimed {
     pub info: Info,
     /// Which leg of a broadcast.
     pub leg: Option<Leg>,
+    /// The action (as the name) and the headers of the request, if it was durable.
+    pub asked: Option<Content>,
 }
 
 /// A request for one of this client's handlers.

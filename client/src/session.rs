@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use ringpost_protocol::{
+    Content,
     message::{Reply, Welcome},
     time::Time,
 };
@@ -52,6 +53,8 @@ pub(crate) struct Session {
     /// From where on the broker had no numbers of this session.
     pub(crate) next_number: u64,
     pub(crate) claims: Claims,
+    /// What the request was whose outcome comes next: its number, action and headers.
+    pub(crate) asked: Option<(u64, Content)>,
 }
 
 impl Session {

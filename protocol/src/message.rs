@@ -238,6 +238,8 @@ pub struct Resume {
     pub open: Vec<u64>,
     /// Deliveries that its handlers still hold.
     pub held: Vec<u64>,
+    /// Whether it takes the outcomes, too, that are kept for earlier processes under this name.
+    pub unclaimed: bool,
 }
 
 /// What the broker knows of an open number.
@@ -347,6 +349,15 @@ pub enum ServerMessage {
         number: u64,
         /// How many.
         expected: u32,
+    },
+    /// What the durable request was whose reply follows: for a process that did not make it.
+    Asked {
+        /// The request.
+        number: u64,
+        /// JSON's `clientId` of the request.
+        tag: Tag,
+        /// The action (as the name) and the request's headers.
+        content: Content,
     },
     /// What became of a request.
     Reply(Reply),

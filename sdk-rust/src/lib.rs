@@ -32,4 +32,4 @@ pub use ringpost_protocol::{
     Code as ErrorKind, Status,
     message::{Leg, RequestId},
 };
-pub use unclaimed::{Unclaimed, UnclaimedReplies};
+pub use unclaimed::{Asked, Unclaimed, UnclaimedReplies};

@@ -8,6 +8,7 @@ use std::{
     task::{Context, Poll},
 };
 
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use ringpost_client::Error;
 use ringpost_protocol::message::Leg;
@@ -17,6 +18,7 @@ use crate::{
     Reply, ReplyInfo,
     hub::{Hub, LinkState},
     raw,
+    reply::pairs,
 };
 
 /// What became of a request that an earlier process made under this session's name, and did not live to learn.
@@ -31,13 +33,48 @@ pub struct Unclaimed {
     pub info: ReplyInfo,
     /// Which leg of a broadcast it is.
     pub leg: Option<Leg>,
+    /// What was asked, if it was durable.
+    pub asked: Option<Asked>,
+}
+
+/// What a durable request was, of which only the reply is left.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    action: String,
+    headers: Bytes,
+}
+
+impl Asked {
+    /// The action that it was addressed to.
+    pub fn action(&self) -> &str {
+        &self.action
+    }
+
+    /// The caller's own key.
+    pub fn idempotency_key(&self) -> Option<&str> {
+        self.header("idempotency-key")
+    }
+
+    /// The request's headers, in the order of their sender.
+    pub fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
+        pairs(&self.headers)
+    }
+
+    /// The first header with this key.
+    pub fn header(&self, key: &str) -> Option<&str> {
+        self.headers().find(|(name, _)| *name == key).map(|(_, value)| value)
+    }
 }
 
 impl Unclaimed {
     fn new(kept: raw::Unclaimed) -> Self {
-        let raw::Unclaimed { number, result, info, leg, .. } = kept;
+        let raw::Unclaimed { number, result, info, leg, asked, .. } = kept;
         let result = result.map(|content| Reply::received(&content, info));
-        Self { number, result, info: ReplyInfo::new(&info), leg }
+        let asked = asked.map(|content| Asked {
+            action: String::from_utf8_lossy(content.name()).into_owned(),
+            headers: content.headers_bytes(),
+        });
+        Self { number, result, info: ReplyInfo::new(&info), leg, asked }
     }
 }
 

@@ -14,11 +14,13 @@ use std::{
 };
 
 use common::{
+    PATIENCE,
     load::{Ledger, Load, Plan, client},
     process::{self, Process, ServerProcess},
     run, until, wait_until_quiet,
 };
 use ringpost::Client;
+use tokio::time::timeout;
 
 /// How long the crash loop goes on, and how often it strikes at least.
 const CRASH_TIME: Duration = Duration::from_secs(20);
@@ -149,6 +151,37 @@ fn an_idempotency_key_outlives_everybody() {
         let third = client(address).await;
         assert_eq!(ask(&third).await.unwrap().as_bytes(), replies[0].as_bytes());
         assert_eq!(ledger.runs().0.len(), 1);
+        handler.finish();
+    });
+}
+
+/// A reply whose requester is gone comes, over a death of the server, to the next process of its session, with what was asked: the
+/// action, the headers, and the idempotency key.
+#[test]
+fn an_heir_knows_what_was_asked() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut server = start(directory.path());
+    let address = server.address;
+    let ledger = Ledger::new();
+    run(async {
+        let named = || Client::builder(address.to_string()).session("orders");
+        let first = named().connect().await.unwrap();
+        let asked = first.request("work", &7_u64).durable().idempotency_key("order-7").header("mine", "1");
+        asked.timeout(Duration::from_millis(300)).await.unwrap_err();
+        // What is accepted behind it says that it is on the disk.
+        first.send("nobody", &1).durable().await.unwrap();
+        first.close().await;
+        server.process.kill();
+        server = start_again(&server, directory.path());
+        let handler = process::handler(address, "work", ledger.path(), 32, 0);
+        until("it ran", || ledger.runs().0.len() == 1);
+        let heir = named().unclaimed_replies(true).connect().await.unwrap();
+        let unclaimed = timeout(PATIENCE, heir.unclaimed_replies().next()).await.unwrap().unwrap();
+        assert_eq!(unclaimed.result.unwrap().data::<u64>().unwrap(), 7);
+        let asked = unclaimed.asked.unwrap();
+        assert_eq!((asked.action(), asked.idempotency_key()), ("work", Some("order-7")));
+        assert_eq!(asked.header("mine"), Some("1"));
+        heir.close().await;
         handler.finish();
     });
 }

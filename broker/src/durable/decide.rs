@@ -84,16 +84,14 @@ impl Broker {
         self.decide_joined(key);
     }
 
-    /// The request's content makes room for the outcome's: of its own, action and headers stay, if there are headers.
+    /// The request's content makes room for the outcome's: of its own, action and headers stay.
     pub(super) fn keep_what_was_asked(&mut self, key: Key<Request>) {
         let Some(kept) = self.requests.get(key).and_then(|request| self.kept.get_mut(request.kept?)) else {
             return;
         };
         let Kept { content, durable: Some(durable), .. } = kept else { return };
-        if !content.headers().is_empty() {
-            durable.asked = Content::from_parts(content.name(), b"", content.headers(), b"");
-            self.kept_bytes += durable.asked.len();
-        }
+        durable.asked = Content::from_parts(content.name(), b"", content.headers(), b"");
+        self.kept_bytes += durable.asked.len();
     }
 
     /// A handler left while it held a durable request: that was no fault of the request.
@@ -157,9 +155,13 @@ impl Broker {
             return;
         };
         // Who is away gets it when it resumes; who began anew did not ask for what was there before.
-        let Some(conn) = session.listens().filter(|_| request.number >= session.own_from) else { return };
+        let concerned = request.session == session_key && self.concerns(session_key, key);
+        let Some(conn) = session.listens().filter(|_| concerned) else { return };
         self.give_sequence(session_key, key);
         if let Some(reply) = self.durable_reply(key) {
+            if let Some(asked) = self.asked(key) {
+                self.send(conn, asked);
+            }
             self.send(conn, ServerMessage::Reply(reply));
         }
         self.close_if_session_finished(session_key);
@@ -180,6 +182,18 @@ impl Broker {
             delivered_after_ms: request.delivered_after_ms,
             handled_after_ms: decided.handled_after_ms,
             content: kept.content.clone(),
+        })
+    }
+
+    /// Says what a decided request was, if whoever gets its reply may not know: it is another process than the one that asked.
+    pub(crate) fn asked(&self, key: Key<Request>) -> Option<ServerMessage> {
+        let (request, kept) = (self.requests.get(key)?, self.kept_of(key)?);
+        let (durable, session) = (kept.durable.as_deref()?, self.sessions.get(request.session)?);
+        let known = durable.instance == session.speaker.instance && !durable.inherited;
+        (!known).then(|| ServerMessage::Asked {
+            number: request.number,
+            tag: kept.tag.clone(),
+            content: durable.asked.clone(),
         })
     }
 

@@ -63,6 +63,8 @@ pub(crate) struct Durable {
     pub(crate) session: Bytes,
     /// Which process of that session made it.
     pub(crate) instance: u64,
+    /// Its session has become a JSON connection's, which nothing tells apart from the one before.
+    pub(crate) inherited: bool,
     pub(crate) places: Places,
     /// Ends when the handler that has it has had it for too long.
     pub(crate) lease: Option<TimerId>,
@@ -72,7 +74,7 @@ pub(crate) struct Durable {
     pub(crate) failure: Option<Failure>,
     /// Set if it has an idempotency key.
     pub(crate) keyed: Option<Box<Keyed>>,
-    /// Its action and headers, if it has headers, once its content has made room for the outcome's.
+    /// Its action and headers, once its content has made room for the outcome's.
     pub(crate) asked: Content,
     /// What became of it, once that is decided. The content is the request's own no more, but the outcome's.
     pub(crate) decided: Option<Decided>,

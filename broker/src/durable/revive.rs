@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
-use ringpost_protocol::{Code, Content, time::Now};
+use ringpost_protocol::{Code, Content, message::Speaker, time::Now};
 
 use super::{
     Decided, Durable, Restore,
@@ -96,7 +96,13 @@ impl Broker {
         };
         let timer = self.timers.insert(ends, Timer::Request(key));
         let homeless = matches!(stage, Stage::Claimed | Stage::Dead);
-        let session = if homeless { None } else { self.session_of_log(&asked.session) };
+        let session = if homeless { None } else { self.session_of_log(&asked.session, asked.instance) };
+        let sent_before = session.and_then(|session| self.sessions.get(session));
+        let number = match sent_before {
+            // Each JSON connection counts anew, and goes on with what earlier ones left: they have no numbers of their own.
+            Some(session) if session.open.contains_key(&asked.number) => session.next_number,
+            _ => asked.number,
+        };
         let action = match stage.needs_handler() {
             true => self.action_for(asked.content.name()),
             false => Key::from_raw(u64::MAX),
@@ -111,7 +117,7 @@ impl Broker {
         let content_bytes = asked.content.len() as u32;
         let request = Request {
             session: session.unwrap_or(Key::from_raw(u64::MAX)),
-            number: asked.number,
+            number,
             action,
             flags: asked.flags,
             max_attempts: u16::from(asked.max_attempts),
@@ -128,11 +134,11 @@ impl Broker {
         };
         self.requests.insert(request);
         if let Some(session) = session.and_then(|session| self.sessions.get_mut(session)) {
-            session.open.insert(asked.number, key);
+            session.open.insert(number, key);
             session.durable += 1;
-            session.next_number = session.next_number.max(asked.number.saturating_add(1));
+            session.next_number = session.next_number.max(number.saturating_add(1));
             if !asked.tag.is_empty() {
-                session.by_tag.insert(asked.tag.clone(), asked.number);
+                session.by_tag.insert(asked.tag.clone(), number);
             }
         }
         let joins = asked.joins;
@@ -221,18 +227,25 @@ impl Broker {
     }
 
     /// The session that a request in the log belongs to; one without a name cannot be come back to.
-    fn session_of_log(&mut self, name: &Bytes) -> Option<Key<Session>> {
+    fn session_of_log(&mut self, name: &Bytes, instance: u64) -> Option<Key<Session>> {
         if name.is_empty() {
             return None;
         }
-        if let Some(key) = self.session_by_name.get(name) {
-            return Some(*key);
-        }
-        let key = self.new_session(name, true);
+        let known = self.session_by_name.get(name).copied();
+        let key = known.unwrap_or_else(|| self.new_session(name, true));
         let session = self.sessions.get_mut(key)?;
-        // Its client had a connection before this boot, and has to ask what became of what it sent.
-        (session.epoch, session.caught_up, session.away) = (1, false, true);
-        self.detached += 1;
+        // Which of its connections is not in the log: any is a later one.
+        let speaker = Speaker { instance, connection: 0 };
+        if known.is_none() || session.speaker.instance != instance {
+            self.tenure_count += 1;
+            session.hand_over(speaker, self.tenure_count);
+            session.speaker = speaker;
+        }
+        if known.is_none() {
+            // Its client had a connection before this boot, and has to ask what became of what it sent.
+            (session.epoch, session.caught_up, session.away) = (1, false, true);
+            self.detached += 1;
+        }
         Some(key)
     }
 }

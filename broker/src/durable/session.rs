@@ -22,23 +22,39 @@ impl Broker {
         // Whatever was plain in this boot is not what the client speaks of.
         self.drop_outcomes(key);
         self.abandon_all_but(key, &[]);
-        let decided = self.decided_numbers(key);
         let Some(session) = self.sessions.get_mut(key) else { return };
         session.caught_up = true;
-        session.own_from = 0;
-        let state = |number: u64| match session.open.contains_key(&number) {
-            true if decided.binary_search(&number).is_ok() => OpenState::Outcome,
-            true => OpenState::Running,
-            false => OpenState::Lost,
+        session.heir = resume.unclaimed;
+        let decided = self.decided_numbers(key);
+        let Some(session) = self.sessions.get(key) else { return };
+        // A number may be another process's, which had it when this one's was not in the log.
+        let own = |request: Key<Request>| {
+            self.durable(request).is_some_and(|durable| durable.instance == session.speaker.instance)
+        };
+        let state = |number: u64| match session.open.get(&number).filter(|request| own(**request)) {
+            Some(_) if decided.binary_search(&number).is_ok() => OpenState::Outcome,
+            Some(_) => OpenState::Running,
+            None => OpenState::Lost,
         };
         let open = resume.open.iter().map(|number| (*number, state(*number))).collect();
         self.send(conn, ServerMessage::Resumed { open, forgotten });
         self.replay(conn, key);
     }
 
-    /// Numbers of a session's durable requests whose outcome is stable, rising.
+    /// Whether the outcome of a durable request is for the present client of its session: it asked for it, or takes what others
+    /// asked for.
+    pub(crate) fn concerns(&self, key: Key<Session>, request: Key<Request>) -> bool {
+        self.sessions.get(key).is_some_and(|session| {
+            session.heir
+                || self.durable(request).is_some_and(|durable| durable.instance == session.speaker.instance)
+        })
+    }
+
+    /// Numbers of a session's durable requests whose outcome is stable and for its present client, rising.
     pub(crate) fn decided_numbers(&self, key: Key<Session>) -> Vec<u64> {
-        self.decided(key).into_iter().map(|(number, _)| number).collect()
+        let mut decided = self.decided(key);
+        decided.retain(|(_, request)| self.concerns(key, *request));
+        decided.into_iter().map(|(number, _)| number).collect()
     }
 
     fn decided(&self, key: Key<Session>) -> Vec<(u64, Key<Request>)> {
@@ -54,20 +70,29 @@ impl Broker {
         decided
     }
 
-    /// Gives every stable outcome that has none yet its place in the session.
+    /// Gives every stable outcome for its present client that has none yet its place in the session.
     pub(crate) fn give_sequences(&mut self, key: Key<Session>) {
         for (_, request) in self.decided(key) {
             let without = |durable: &super::Durable| durable.decided.is_some_and(|it| it.sequence.is_none());
-            if self.durable(request).is_some_and(without) {
+            if self.durable(request).is_some_and(without) && self.concerns(key, request) {
                 self.give_sequence(key, request);
             }
         }
     }
 
     /// What was sent to an earlier process must not be acknowledged by a later one, which never got it.
-    pub(crate) fn take_sequences_back(&mut self, key: Key<Session>) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        for request in std::mem::take(&mut session.durable_outcomes).into_values() {
+    pub(crate) fn take_sequences_back(
+        &mut self,
+        key: Key<Session>,
+        of: impl Fn(&Self, Key<Session>, Key<Request>) -> bool,
+    ) {
+        let Some(session) = self.sessions.get(key) else { return };
+        let given = session.durable_outcomes.iter().filter(|(_, request)| of(self, key, **request));
+        let given: Vec<_> = given.map(|(sequence, request)| (*sequence, *request)).collect();
+        for (sequence, request) in given {
+            if let Some(session) = self.sessions.get_mut(key) {
+                session.durable_outcomes.remove(&sequence);
+            }
             if let Some(decided) = self.durable_mut(request).and_then(|durable| durable.decided.as_mut()) {
                 decided.sequence = None;
             }
@@ -93,6 +118,9 @@ impl Broker {
     /// A JSON connection takes the name of a session whose client is gone: the durable requests of that one are answered
     /// on this connection from now on.
     pub(crate) fn inherit(&mut self, heir: Key<Session>, from: Key<Session>) {
+        if let Some(heir) = self.sessions.get_mut(heir) {
+            heir.heir = true;
+        }
         let Some(session) = self.sessions.get(from) else { return };
         let durable = |request: &Key<Request>| self.requests.get(*request).is_some_and(Request::is_durable);
         let mut requests: Vec<_> = session.open.values().copied().filter(durable).collect();
@@ -116,6 +144,7 @@ impl Broker {
                 session.durable_outcomes.retain(|_, request| *request != request_key);
             }
             let stable = self.durable_mut(request_key).and_then(|durable| {
+                durable.inherited = true;
                 let decided = durable.decided.as_mut()?;
                 decided.sequence = None;
                 Some(decided.stable)

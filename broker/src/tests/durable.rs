@@ -1,5 +1,6 @@
 //! Durable requests: nothing is promised before it is stable, and everything that was promised is there after a restart.
 
+mod instances;
 mod keys;
 
 use ringpost_protocol::message::{OpenState, Resume, Speaker};
@@ -104,10 +105,12 @@ impl Logged {
     }
 
     fn resume(&mut self, conn: ConnId, boot: u64, open: &[u64]) -> Vec<(u64, OpenState)> {
-        self.say(
-            conn,
-            ClientMessage::Resume(Resume { boot, sequence: 0, open: open.to_vec(), held: Vec::new() }),
-        );
+        let resume = Resume { boot, open: open.to_vec(), unclaimed: open.is_empty(), ..Resume::default() };
+        self.come_back(conn, resume)
+    }
+
+    fn come_back(&mut self, conn: ConnId, resume: Resume) -> Vec<(u64, OpenState)> {
+        self.say(conn, ClientMessage::Resume(resume));
         let resumed = self
             .sent
             .iter()

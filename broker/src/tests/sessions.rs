@@ -46,7 +46,8 @@ impl Stage {
     }
 
     fn resume(&mut self, conn: ConnId, sequence: u64, open: &[u64]) -> Vec<(u64, OpenState)> {
-        let resume = Resume { boot: 7, sequence, open: open.to_vec(), held: vec![9] };
+        let unclaimed = open.is_empty();
+        let resume = Resume { boot: 7, sequence, open: open.to_vec(), held: vec![9], unclaimed };
         self.say(conn, ClientMessage::Resume(resume));
         let at = self
             .sent

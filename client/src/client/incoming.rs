@@ -68,6 +68,7 @@ impl Client {
                     sequence: self.session.horizon(),
                     open: self.requests.sent_numbers(true).collect(),
                     held: Vec::new(),
+                    unclaimed: self.session.claims.wanted(),
                 }));
             }
             Return::Unknown => self.flow(now),
@@ -107,7 +108,8 @@ impl Client {
 
     /// An outcome from the broker; those that are sent again after a reconnect count once.
     pub(super) fn replied(&mut self, reply: Reply, now: Time) -> Result<(), Error> {
-        if self.session.claims.concern(reply.number) {
+        // After a restart of the server a number of its own may lie below those that it begins with.
+        if self.session.claims.concern(reply.number) && self.requests.token(reply.number).is_none() {
             self.unclaimed(reply, now);
         } else {
             let expected = self.session.take(&reply, now)
@@ -120,6 +122,7 @@ impl Client {
 
     /// An outcome that an earlier process waited for.
     fn unclaimed(&mut self, reply: Reply, now: Time) {
+        let asked = self.session.asked.take().filter(|(number, _)| *number == reply.number);
         self.session.take(&reply, now);
         if let Some(key) = self.session.claims.offer(reply.sequence) {
             let (number, info, leg) = (reply.number, info_of(&reply), reply.leg);
@@ -129,6 +132,7 @@ impl Client {
                 info,
                 leg,
                 result: result_of(reply),
+                asked: asked.map(|(_, content)| content),
             }));
         }
     }
@@ -163,6 +167,7 @@ impl Client {
                     self.outputs.push_back(Output::Progress { token, content: progress.content });
                 }
             }
+            ServerMessage::Asked { number, content, .. } => self.session.asked = Some((number, content)),
             ServerMessage::Receivers(list) => self.outputs.push_back(Output::Receivers(list)),
             ServerMessage::Error(report) => return self.reported(report),
             ServerMessage::Goaway { grace_ms, reason } => {

@@ -50,7 +50,7 @@ fn open_requests_are_asked_for() {
     }
     rig.receive(outcome(1, 1));
     let outputs = come_back(&mut rig, 5, 1);
-    let expected = Resume { boot: 5, sequence: 1, open: vec![2, 3, 4, 5], held: vec![] };
+    let expected = Resume { boot: 5, sequence: 1, open: vec![2, 3, 4, 5], held: vec![], unclaimed: false };
     assert_eq!(outputs, [Output::Send(ClientMessage::Resume(expected))]);
     rig.request(plain(), 6);
     assert_eq!(rig.outputs(), [], "new ones wait behind those that are sent again");
@@ -169,7 +169,7 @@ fn the_time_away_counts() {
     let outputs = rig.pass(ms(600));
     assert_eq!(ends(&outputs), [(2, Some(Code::Timeout), true)]);
     let outputs = come_back_from_pause(&mut rig, 5, 1);
-    let expected = Resume { boot: 5, sequence: 0, open: vec![3], held: vec![] };
+    let expected = Resume { boot: 5, sequence: 0, open: vec![3], held: vec![], unclaimed: false };
     assert_eq!(outputs, [Output::Send(ClientMessage::Resume(expected))]);
 }
 

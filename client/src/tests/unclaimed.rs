@@ -57,7 +57,7 @@ fn offered(rig: &mut Rig, message: ServerMessage) -> UnclaimedKey {
 fn an_heir_gets_what_was_kept() {
     let mut rig = Rig::new(heir(10));
     rig.request(plain(), 1);
-    let expected = Resume { boot: 5, sequence: 0, open: vec![], held: vec![] };
+    let expected = Resume { boot: 5, sequence: 0, open: vec![], held: vec![], unclaimed: true };
     assert_eq!(inherit(&mut rig), [Output::Send(ClientMessage::Resume(expected))], "own requests wait");
     let outputs = rig.receive(resumed(&[]));
     assert_eq!(requests(&outputs)[0].number, 10);
@@ -114,7 +114,7 @@ fn a_reconnect_keeps_the_untaken() {
     assert_eq!(ends(&rig.receive(outcome(own, 3))), [(1, None, true)]);
     rig.client.claim(first, rig.now);
     let outputs = come_back(&mut rig, 5, 1);
-    let expected = Resume { boot: 5, sequence: 1, open: vec![], held: vec![] };
+    let expected = Resume { boot: 5, sequence: 1, open: vec![], held: vec![], unclaimed: true };
     assert_eq!(outputs, [Output::Send(ClientMessage::Resume(expected))]);
     rig.receive(resumed(&[]));
     assert_eq!(rig.receive(outcome(2, 2)), [], "it is here, and not taken yet");
@@ -193,4 +193,38 @@ fn what_is_untaken_outlives_the_client() {
         }
         assert_eq!(goodbyes(&mut rig), goodbye);
     }
+}
+
+/// What a durable request was comes with its reply, and with no other.
+#[test]
+fn what_was_asked_comes_with_the_reply() {
+    let mut rig = inherited(10);
+    let content = Content::from_parts(b"mail", b"", b"hh", b"");
+    assert_eq!(rig.receive(ServerMessage::Asked { number: 7, tag: Default::default(), content }), []);
+    let outputs = rig.receive(outcome(7, 21));
+    let asked = unclaimed(&outputs)[0].asked.as_ref().unwrap();
+    assert_eq!((asked.name(), asked.headers()), (&b"mail"[..], &b"hh"[..]));
+    let outputs = rig.receive(outcome(8, 22));
+    assert_eq!(unclaimed(&outputs)[0].asked, None);
+}
+
+/// After a restart of the server a durable request of one's own, whose number lies below those that the server begins with, is
+/// still one's own.
+#[test]
+fn an_own_request_is_not_unclaimed_after_a_restart() {
+    let mut rig = inherited(10);
+    let own = rig.sent(RequestFlags::DURABLE, 1);
+    rig.client.disconnected("gone", rig.now);
+    rig.outputs();
+    while !matches!(rig.pass(ms(100)).last(), Some(Output::Connect)) {}
+    rig.client.connected(rig.now);
+    rig.outputs();
+    let ServerMessage::Welcome(welcome) = welcome() else { unreachable!() };
+    let welcome = Welcome { boot: 6, epoch: 2, next_number: own + 1, ..welcome };
+    let outputs = rig.receive(ServerMessage::Welcome(welcome));
+    let Some(Output::Send(ClientMessage::Resume(resume))) = outputs.last() else { panic!("{outputs:?}") };
+    assert_eq!((resume.boot, &resume.open[..], resume.unclaimed), (5, &[own][..], true));
+    rig.receive(resumed(&[(own, OpenState::Outcome)]));
+    assert_eq!(ends(&rig.receive(outcome(own, 1))), [(1, None, true)]);
+    assert_eq!(unclaimed(&rig.receive(outcome(own - 1, 2))).len(), 1);
 }

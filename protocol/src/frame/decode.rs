@@ -34,7 +34,7 @@ pub fn decode_client(frame: Bytes) -> Result<Option<ClientMessage>, WireError> {
         kind::CANCEL => ClientMessage::Cancel(Target::Number(head.number)),
         kind::PROGRESS => ClientMessage::Progress(decode_progress(head, frame)),
         kind::ACKNOWLEDGE => ClientMessage::Acknowledge(Target::Number(head.number)),
-        kind::RESUME => ClientMessage::Resume(decode_resume(&frame)?),
+        kind::RESUME => ClientMessage::Resume(decode_resume(head, &frame)?),
         kind::WATCH => ClientMessage::WatchReceivers(head.number != 0),
         kind::PING => ClientMessage::Ping(head.number),
         kind::PONG => ClientMessage::Pong(head.number),
@@ -62,6 +62,7 @@ pub fn decode_server(frame: Bytes) -> Result<Option<ServerMessage>, WireError> {
             ServerMessage::Legs { number: head.number, expected: u32_at(fixed, layout::legs::EXPECTED) }
         }
         kind::PROGRESS => ServerMessage::Progress(decode_progress(head, frame)),
+        kind::ASKED => decode_asked(head, frame)?,
         kind::ACKNOWLEDGE => ServerMessage::Acknowledge { sequence: head.number },
         kind::RESUMED => decode_resumed(&frame)?,
         kind::RECEIVERS => ServerMessage::Receivers(frame.slice(HEADER_BYTES..)),
@@ -211,6 +212,15 @@ fn decode_reply(head: Head, frame: Bytes) -> Result<Reply, WireError> {
     Ok(reply)
 }
 
+fn decode_asked(head: Head, frame: Bytes) -> Result<ServerMessage, WireError> {
+    use layout::asked as at;
+    let fixed: &[u8; at::SIZE] = fixed(&frame, "asked")?;
+    let name = usize::from(fixed[at::ACTION_LENGTH]);
+    let headers = frame.len().saturating_sub(HEADER_BYTES + at::SIZE + name);
+    let content = content(frame, at::SIZE, Lengths { name, options: 0, headers }, "asked")?;
+    Ok(ServerMessage::Asked { number: head.number, tag: Tag::new(), content })
+}
+
 fn decode_hello(head: Head, frame: &Bytes) -> Result<Hello, WireError> {
     use layout::hello as at;
     let fixed: &[u8; at::SIZE] = fixed(frame, "hello")?;
@@ -258,7 +268,7 @@ fn decode_progress(head: Head, frame: Bytes) -> Progress {
     }
 }
 
-fn decode_resume(frame: &Bytes) -> Result<Resume, WireError> {
+fn decode_resume(head: Head, frame: &Bytes) -> Result<Resume, WireError> {
     use layout::resume as at;
     let fixed: &[u8; at::SIZE] = fixed(frame, "resume")?;
     let open_count = u32_at(fixed, at::OPEN_COUNT) as usize;
@@ -274,7 +284,8 @@ fn decode_resume(frame: &Bytes) -> Result<Resume, WireError> {
     let mut numbers = numbers.chunks_exact(8).map(|chunk| u64_at(chunk, 0));
     let open = numbers.by_ref().take(open_count).collect();
     let held = numbers.take(held_count).collect();
-    Ok(Resume { boot: u64_at(fixed, at::BOOT), sequence: u64_at(fixed, at::SEQUENCE), open, held })
+    let unclaimed = head.flags & layout::RESUME_UNCLAIMED != 0;
+    Ok(Resume { boot: u64_at(fixed, at::BOOT), sequence: u64_at(fixed, at::SEQUENCE), open, held, unclaimed })
 }
 
 fn decode_resumed(frame: &Bytes) -> Result<ServerMessage, WireError> {

@@ -60,6 +60,11 @@ pub fn encode_server(message: &crate::message::ServerMessage, out: &mut Outgoing
             frame(kind::LEGS, 0, *number, &fixed, &[], out);
         }
         ServerMessage::Progress(progress) => encode_progress(progress, out),
+        ServerMessage::Asked { number, content, .. } => {
+            let mut fixed = [0; layout::asked::SIZE];
+            fixed[layout::asked::ACTION_LENGTH] = content.name().len() as u8;
+            frame(kind::ASKED, 0, *number, &fixed, &[content.name(), content.headers()], out);
+        }
         ServerMessage::Acknowledge { sequence } => bare(kind::ACKNOWLEDGE, 0, *sequence, out),
         ServerMessage::Resumed { open, forgotten } => encode_resumed(open, forgotten, out),
         ServerMessage::Receivers(list) => {
@@ -226,7 +231,8 @@ fn encode_resume(resume: &Resume, out: &mut Outgoing) {
     put(&mut fixed, at::HELD_COUNT, (resume.held.len() as u32).to_le_bytes());
     let length = at::SIZE + 8 * (resume.open.len() + resume.held.len());
     let tail = out.tail();
-    header(kind::RESUME, 0, 0, length, tail);
+    let flags = if resume.unclaimed { layout::RESUME_UNCLAIMED } else { 0 };
+    header(kind::RESUME, flags, 0, length, tail);
     tail.extend_from_slice(&fixed);
     for number in resume.open.iter().chain(&resume.held) {
         tail.extend_from_slice(&number.to_le_bytes());

@@ -2,6 +2,8 @@
 
 /// Flag of `hello`: the client wants to be told the receivers.
 pub const HELLO_WATCH: u8 = 1;
+/// Flag of `resume`: the client takes what is kept for earlier processes, too.
+pub const RESUME_UNCLAIMED: u8 = 1;
 /// Flag of `reply`: it is a leg of a broadcast.
 pub const REPLY_LEG: u8 = 1;
 /// Flag of `answer`: try again later (durable requests).
@@ -145,6 +147,14 @@ pub mod reply {
     pub const NAME_LENGTH: usize = 40;
     /// Size of the fixed part; bytes 41 to 47 are reserved, 0.
     pub const SIZE: usize = 48;
+}
+
+/// `asked` (number: the requester's): then the action, then headers.
+pub mod asked {
+    /// u8: bytes of the action.
+    pub const ACTION_LENGTH: usize = 0;
+    /// Size of the fixed part; bytes 1 to 7 are reserved, 0.
+    pub const SIZE: usize = 8;
 }
 
 /// `legs` (number: the requester's).

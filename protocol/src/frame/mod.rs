@@ -63,6 +63,8 @@ pub mod kind {
     pub const RECEIVERS: u8 = 0x18;
     /// ← something went wrong that is no request's outcome.
     pub const ERROR: u8 = 0x19;
+    /// ← what the request was whose reply follows.
+    pub const ASKED: u8 = 0x1a;
     /// ↔ not wanted any more: a request, or towards a handler a delivery.
     pub const CANCEL: u8 = 0x20;
     /// ↔ a handler is still at work.

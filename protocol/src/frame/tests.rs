@@ -73,9 +73,10 @@ fn client_message() -> impl Strategy<Value = ClientMessage> {
         (any::<u64>(), bytes(99))
             .prop_map(|(number, payload)| ClientMessage::Progress(progress(number, payload))),
         target().prop_map(ClientMessage::Acknowledge),
-        (any::<u64>(), any::<u64>(), vec(any::<u64>(), 0..9), vec(any::<u64>(), 0..9)).prop_map(
-            |(boot, sequence, open, held)| ClientMessage::Resume(Resume { boot, sequence, open, held })
-        ),
+        (any::<u64>(), any::<u64>(), vec(any::<u64>(), 0..9), vec(any::<u64>(), 0..9), any::<bool>())
+            .prop_map(|(boot, sequence, open, held, unclaimed)| {
+                ClientMessage::Resume(Resume { boot, sequence, open, held, unclaimed })
+            }),
         any::<bool>().prop_map(ClientMessage::WatchReceivers),
         any::<u64>().prop_map(ClientMessage::Ping),
         any::<u64>().prop_map(ClientMessage::Pong),
@@ -170,6 +171,10 @@ fn server_message() -> impl Strategy<Value = ServerMessage> {
         (any::<u64>(), any::<u32>()).prop_map(|(number, expected)| ServerMessage::Legs { number, expected }),
         (any::<u64>(), bytes(99))
             .prop_map(|(number, payload)| ServerMessage::Progress(progress(number, payload))),
+        (any::<u64>(), bytes(255), bytes(99)).prop_map(|(number, action, headers)| {
+            let content = Content::from_parts(&action, b"", &headers, b"");
+            ServerMessage::Asked { number, tag: Tag::new(), content }
+        }),
         any::<u64>().prop_map(|sequence| ServerMessage::Acknowledge { sequence }),
         (vec((any::<u64>(), state), 0..9), vec(any::<u64>(), 0..9))
             .prop_map(|(open, forgotten)| ServerMessage::Resumed { open, forgotten }),

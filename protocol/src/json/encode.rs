@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     Code, Content, Headers, Outgoing, Status,
-    message::{Deliver, ErrorReport, Progress, Reply, Scope, ServerMessage},
+    message::{Deliver, ErrorReport, Progress, Reply, Scope, ServerMessage, Tag},
 };
 
 /// What a message is written with, beside itself.
@@ -62,6 +62,7 @@ pub fn encode(
             check(&progress.content, parser)?;
             write_progress(progress, context.lines, out);
         }
+        ServerMessage::Asked { tag, content, .. } => write_asked(tag, content, out.tail()),
         ServerMessage::Cancel { delivery, tag } => {
             let tail = out.tail();
             tail.extend_from_slice(br#"{"action":"cancel","message":{"serverId":""#);
@@ -234,17 +235,31 @@ fn write_content(content: &Content, lines: bool, out: &mut Outgoing) {
         options => tail.extend_from_slice(options),
     }
     if !content.headers().is_empty() && !content.is_validated_json() {
-        tail.extend_from_slice(br#","headers":{"#);
-        for (index, (key, value)) in Headers::new(content.headers()).flatten().enumerate() {
-            if index > 0 {
-                tail.push(b',');
-            }
-            write_string(key.as_bytes(), tail);
-            tail.push(b':');
-            write_string(value.as_bytes(), tail);
-        }
-        tail.push(b'}');
+        write_headers(content.headers(), tail);
     }
+}
+
+fn write_headers(headers: &[u8], tail: &mut Vec<u8>) {
+    tail.extend_from_slice(br#","headers":{"#);
+    for (index, (key, value)) in Headers::new(headers).flatten().enumerate() {
+        if index > 0 {
+            tail.push(b',');
+        }
+        write_string(key.as_bytes(), tail);
+        tail.push(b':');
+        write_string(value.as_bytes(), tail);
+    }
+    tail.push(b'}');
+}
+
+fn write_asked(tag: &Tag, content: &Content, tail: &mut Vec<u8>) {
+    write_head("asked", tag, tail);
+    tail.extend_from_slice(br#""id":"#);
+    write_string(content.name(), tail);
+    if !content.headers().is_empty() {
+        write_headers(content.headers(), tail);
+    }
+    tail.extend_from_slice(b"}}");
 }
 
 /// Valid JSON on one line. A new line in it stands between tokens, where a blank means the same: in a string it would be

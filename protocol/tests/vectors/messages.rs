@@ -63,6 +63,7 @@ pub(crate) fn client(message: &Value) -> ClientMessage {
             sequence: number(message, "sequence"),
             open: numbers(message, "open"),
             held: numbers(message, "held"),
+            unclaimed: message["unclaimed"] == true,
         }),
         "watch" => ClientMessage::WatchReceivers(message["on"] == true),
         "cancel" => ClientMessage::Cancel(Target::Number(number(message, "number"))),
@@ -102,6 +103,11 @@ pub(crate) fn server(message: &Value) -> ServerMessage {
         "legs" => ServerMessage::Legs {
             number: number(message, "number"),
             expected: number(message, "expected") as u32,
+        },
+        "asked" => ServerMessage::Asked {
+            number: number(message, "number"),
+            tag: Default::default(),
+            content: content(message, "action"),
         },
         "reply" => ServerMessage::Reply(reply(message)),
         "resumed" => ServerMessage::Resumed {

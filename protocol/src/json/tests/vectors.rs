@@ -183,6 +183,7 @@ fn server_message(vector: &Value) -> ServerMessage {
             content,
             ..Reply::default()
         }),
+        "asked" => ServerMessage::Asked { number: 1, tag, content },
         "cancel" => ServerMessage::Cancel { delivery: number("delivery"), tag },
         "accepted" => ServerMessage::Accepted { upto: 1, tag },
         "progress" => ServerMessage::Progress(Progress { number: 1, tag, content }),
