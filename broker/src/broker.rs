@@ -13,7 +13,7 @@ use ringpost_protocol::{
 
 use crate::{
     CloseReason, Config, ConnId, Counters, Input, Output,
-    durable::Journal,
+    durable::{Formers, Journal},
     log::Writer,
     receivers::Receivers,
     slab::{Key, Slab},
@@ -43,6 +43,8 @@ pub struct Broker {
     pub(crate) deliveries: Slab<Delivery>,
     /// Sends that were given up, by their counts.
     pub(crate) dead: BTreeMap<u64, Key<Request>>,
+    /// Durable requests that wait for the handlers that had them when the broker died.
+    pub(crate) formers: Formers,
     /// The first durable request under each idempotency key, by action and key.
     pub(crate) keys: Table<Bytes, Key<Request>>,
     /// Requests that are over, and only kept for their keys.
@@ -100,6 +102,7 @@ impl Broker {
             half_received_bytes: 0,
             deliveries: Slab::default(),
             dead: BTreeMap::new(),
+            formers: Formers::new(),
             keys: Table::with_hasher(hash_state.clone()),
             claimed: 0,
             journal: None,

@@ -90,6 +90,8 @@ pub struct Config {
     pub ping_interval: Duration,
     /// How long a handler may have a durable request without an answer or a word of progress; then another gets it.
     pub handle_timeout: Duration,
+    /// How long, after a restart, what a handler held waits for that handler to come back; then another gets it.
+    pub reattach: Duration,
     /// How long dead letters are kept, …
     pub dead_ttl: Duration,
     /// … and how many: beyond it the oldest are dropped.
@@ -135,6 +137,7 @@ impl Default for Config {
             max_ttl: Duration::from_secs(7 * 24 * 3600),
             ping_interval: Duration::from_secs(5),
             handle_timeout: Duration::from_secs(60),
+            reattach: Duration::from_secs(5),
             dead_ttl: Duration::from_secs(7 * 24 * 3600),
             dead_limit: 10_000,
             idempotency_limit: 1_000_000,

@@ -49,6 +49,8 @@ counters! {
     handler_lost: "handlerLost",
     /// Durable requests and sends whose idempotency key an earlier one had: they did not run.
     joined_requests: "joinedRequests",
+    /// Deliveries that went on over a restart of the server.
+    reattached: "reattached",
     /// Durable sends that failed and were, or will be, tried again.
     retried_sends: "retriedSends",
     /// Durable sends that were given up.

@@ -83,6 +83,15 @@ impl Broker {
         let claimed =
             self.kept.iter().filter(|(_, kept)| kept.durable.as_ref().is_some_and(|it| it.is_claimed()));
         assert_eq!(claimed.count(), self.claimed, "kept for their keys");
+        for (former, key) in &self.formers {
+            let durable = self.durable(*key);
+            assert!(
+                durable.is_some_and(|durable| durable.former.as_deref() == Some(former)),
+                "{key:?} is waited for"
+            );
+            let rests = self.requests.get(*key).is_some_and(|it| matches!(it.state, RequestState::Resting));
+            assert!(rests, "{key:?} waits for its handler");
+        }
         for (name, key) in &self.keys {
             let keyed = self.durable(*key).and_then(|durable| durable.keyed.as_deref());
             assert!(

@@ -15,7 +15,7 @@
 //! last one that was heard of it comes late, and is refused.
 //!
 //! A session outlives its connection if it has a name and its client speaks the binary dialect. Handlers do not: what
-//! they hold is lost with the connection.
+//! they hold is lost with the connection, but when that is lost with the broker.
 
 mod open_states;
 
@@ -363,17 +363,17 @@ impl Broker {
     pub(crate) fn resume(&mut self, conn: ConnId, resume: &mut Resume) {
         let Some(key) = self.connection(conn).and_then(|connection| connection.session) else { return };
         resume.open.sort_unstable();
-        let forgotten = std::mem::take(&mut resume.held);
+        let (attached, forgotten) = self.reattach(conn, resume);
         let session = self.sessions.get(key).filter(|session| !session.caught_up);
         if resume.boot != self.config.boot && session.is_some_and(|session| session.durable > 0) {
-            return self.resume_durable(conn, key, resume, forgotten);
+            return self.resume_durable(conn, key, resume, (attached, forgotten));
         }
         // Another instance's numbers say nothing here. One that wants it may have what is kept.
         let may_ask = |session: &Session| session.returns || resume.unclaimed && resume.open.is_empty();
         let known = resume.boot == self.config.boot && session.is_some_and(may_ask);
         if !known {
             let open = resume.open.iter().map(|number| (*number, OpenState::Lost)).collect();
-            return self.send(conn, ServerMessage::Resumed { open, forgotten });
+            return self.send(conn, ServerMessage::Resumed { open, forgotten, attached });
         }
         self.counters.sessions_resumed += 1;
         // What the client does not ask for any more, it gave up while it was away.
@@ -394,7 +394,7 @@ impl Broker {
         let open = self.open_states(session, resume, &decided);
         let lost = open.iter().filter(|(_, state)| *state == OpenState::Lost);
         let lost: Vec<_> = lost.filter_map(|(number, _)| session.open.get(number).copied()).collect();
-        self.send(conn, ServerMessage::Resumed { open, forgotten });
+        self.send(conn, ServerMessage::Resumed { open, forgotten, attached });
         self.replay(conn, key);
         // Its requester has given them up by now.
         for request in lost {

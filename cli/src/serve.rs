@@ -163,6 +163,10 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "DURATION", env = "RINGPOST_HANDLE_TIMEOUT", value_parser = duration)]
     handle_timeout: Option<Duration>,
 
+    /// How long, after a restart, what a handler held waits for it to come back; then another gets it [default: 5s]
+    #[arg(long, value_name = "DURATION", env = "RINGPOST_REATTACH", value_parser = duration)]
+    reattach: Option<Duration>,
+
     /// How long dead letters are kept [default: 7d]
     #[arg(long, value_name = "DURATION", env = "RINGPOST_DEAD_TTL", value_parser = duration)]
     dead_ttl: Option<Duration>,
@@ -236,6 +240,7 @@ impl ServeArgs {
         replace(&mut config.segment_size, self.segment_size);
         replace(&mut config.max_disk, self.max_disk);
         replace(&mut config.handle_timeout, self.handle_timeout);
+        replace(&mut config.reattach, self.reattach);
         replace(&mut config.dead_ttl, self.dead_ttl);
         replace(&mut config.dead_limit, self.dead_limit);
         replace(&mut config.idempotency_limit, self.idempotency_limit);
@@ -307,7 +312,7 @@ mod tests {
              --ping-interval 9s --drain-timeout 10s --leg-queue-limit 11 --stuck-after 12s --session-linger 13s \
              --max-sessions-away 14 --outcome-limit 15KiB --memory 16MiB --busy-poll 60us --data-dir d \
              --sync interval:17s --segment-size 18MiB --max-disk 190MiB --handle-timeout 20s --dead-ttl 21s --dead-limit 22 \
-             --idempotency-limit 23"
+             --idempotency-limit 23 --reattach 24s"
                 .split_whitespace()
                 .collect::<Vec<_>>()
                 .join(" ")
@@ -332,7 +337,7 @@ mod tests {
         expected.busy_poll = Duration::from_micros(60);
         (expected.outcome_limit, expected.memory) = (15 << 10, 16 << 20);
         (expected.handle_timeout, expected.dead_ttl, expected.dead_limit) = (seconds(20), seconds(21), 22);
-        expected.idempotency_limit = 23;
+        (expected.idempotency_limit, expected.reattach) = (23, seconds(24));
         (expected.data_dir, expected.sync) = (Some("d".into()), Sync::Interval(seconds(17)));
         (expected.segment_size, expected.max_disk) = (18 << 20, 190 << 20);
         assert_eq!(config, expected);

@@ -36,7 +36,8 @@ use crate::{
 ///   if the broker has restarted, or forgotten the session, or another client has had it meanwhile, such requests end with
 ///   [`Code::ConnectionLost`], for they may have run; those with attempts left are sent again.
 /// * Registrations are made again after each welcome.
-/// * Deliveries of a lost connection are cancelled, and answers to them dropped: the broker has moved on.
+/// * Deliveries of a lost connection are cancelled, and answers to them dropped: the broker has moved on. Durable ones go on
+///   until it is known whether the broker was restarted: a restarted one takes them back, and their answers with them.
 #[derive(Debug)]
 pub struct Client {
     config: ClientConfig,
@@ -73,7 +74,7 @@ impl Client {
             session: Session::new(!config.session.is_empty(), config.max_unclaimed),
             requests: Requests::new(config.timeout_grace, !config.session.is_empty()),
             registrations: Registrations::default(),
-            deliveries: Deliveries::new(config.task_interval),
+            deliveries: Deliveries::new(config.task_interval, !config.session.is_empty()),
             draining: None,
             cut: Cut::default(),
             outputs: VecDeque::new(),
@@ -314,9 +315,15 @@ impl Client {
                 (Verdict::Error, Content::from_parts(error.code().as_bytes(), b"", b"", text))
             }
         };
-        let current = key.connection == self.link.connection;
-        let answer = if current { self.deliveries.answer(key, verdict, content) } else { None };
-        let held = answer.is_some();
+        let (answer, held) = match self.on_this_connection(key) {
+            Some(key) => {
+                let answer = self.deliveries.answer(key, verdict, content);
+                let held = answer.is_some();
+                (answer, held)
+            }
+            // The next server may want it.
+            None => (None, self.deliveries.answer_former(key, verdict, content)),
+        };
         self.counters.late_answers += u64::from(!held);
         self.outputs.extend(answer);
         self.leave_if_done(now);
@@ -328,11 +335,22 @@ impl Client {
     pub fn progress(&mut self, key: DeliveryKey, content: Content) -> bool {
         let fits =
             check_sizes(&content).and_then(|()| check_payload(&content, self.link.max_payload)).is_ok();
-        let current = key.connection == self.link.connection;
-        let progress = if current && fits { self.deliveries.progress(key, content) } else { None };
-        let wanted = progress.is_some();
+        let here = self.on_this_connection(key).filter(|_| fits);
+        let progress = here.and_then(|key| self.deliveries.progress(key, content));
+        let wanted = progress.is_some() || fits && self.deliveries.holds_former(key);
         self.outputs.extend(progress);
         wanted
+    }
+
+    /// What a delivery is called on the present connection, if that has it.
+    fn on_this_connection(&self, key: DeliveryKey) -> Option<DeliveryKey> {
+        let connection = self.link.connection;
+        match self.deliveries.attached(key) {
+            Some(delivery) => Some(DeliveryKey { connection, delivery }),
+            None => {
+                Some(key).filter(|key| key.connection == connection && !self.deliveries.holds_former(*key))
+            }
+        }
     }
 
     /// The application has an outcome of [`Output::Unclaimed`]: the broker may let go of it. `false` if that is not news,
@@ -397,13 +415,17 @@ impl Client {
                 self.session.named || self.requests.sent() == 0,
                 "without a name nothing outlives a connection"
             );
-            assert!(self.deliveries.is_empty(), "deliveries end with their connection");
+            assert!(
+                !self.deliveries.has_connected(),
+                "deliveries end with their connection, or wait for the next"
+            );
         }
         if self.takes_requests() {
             assert_eq!(self.requests.waiting(), 0, "nothing waits while it could be sent");
         }
         if self.link.is_closed() {
             assert_eq!(self.requests.len(), 0, "a closed client has nothing open");
+            assert!(self.deliveries.is_empty(), "nor does it hold anything");
             assert!(self.registrations.is_empty(), "a closed client handles nothing");
             assert_eq!(self.next_deadline(), None, "a closed client waits for nothing");
         }

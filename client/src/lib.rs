@@ -39,6 +39,7 @@ mod client;
 mod config;
 mod deliveries;
 mod error;
+mod former;
 mod link;
 mod output;
 mod registrations;

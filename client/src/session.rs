@@ -85,6 +85,11 @@ impl Session {
         if known { Return::Known } else { Return::Heir }
     }
 
+    /// The boot that welcomed the present connection, or the last one.
+    pub(crate) fn boot(&self) -> u64 {
+        self.known_as.map_or(0, |(boot, _)| boot)
+    }
+
     /// The boot whose connection a `resume` speaks of.
     pub(crate) fn last_boot(&self) -> u64 {
         self.last_boot.unwrap_or_default()

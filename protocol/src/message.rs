@@ -236,7 +236,9 @@ pub struct Resume {
     pub sequence: u64,
     /// Numbers of its requests without an outcome, rising.
     pub open: Vec<u64>,
-    /// Deliveries that its handlers still hold.
+    /// The boot that made the deliveries which follow.
+    pub held_boot: u64,
+    /// Durable deliveries that its handlers still hold, or have answered without a word that the answer was taken.
     pub held: Vec<u64>,
     /// Whether it takes the outcomes, too, that are kept for earlier processes under this name.
     pub unclaimed: bool,
@@ -368,12 +370,14 @@ pub enum ServerMessage {
         /// The sequence of the last such answer.
         sequence: u64,
     },
-    /// What the broker knows of a returning client's open numbers, in their order, and held deliveries it forgot.
+    /// What the broker knows of a returning client's open numbers, in their order, and of the deliveries that it holds.
     Resumed {
         /// Each open number with its state.
         open: Vec<(u64, OpenState)>,
         /// Deliveries whose answer is not wanted any more.
         forgotten: Vec<u64>,
+        /// Deliveries that the handler goes on with: as it knew them, and what they are called now.
+        attached: Vec<(u64, u64)>,
     },
     /// The actions that have handlers: JSON text of an array of strings.
     Receivers(Bytes),

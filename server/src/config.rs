@@ -172,6 +172,9 @@ pub struct Config {
     /// 60 s.
     #[serde(with = "units::duration")]
     pub handle_timeout: Duration,
+    /// How long, after a restart, what a handler held waits for it to come back; then another gets it. Default 5 s.
+    #[serde(with = "units::duration")]
+    pub reattach: Duration,
     /// How long dead letters are kept: durable sends that were given up. Default 7 days.
     #[serde(with = "units::duration")]
     pub dead_ttl: Duration,
@@ -215,6 +218,7 @@ impl Default for Config {
             segment_size: 64 << 20,
             max_disk: 8 << 30,
             handle_timeout: broker.handle_timeout,
+            reattach: broker.reattach,
             dead_ttl: broker.dead_ttl,
             dead_limit: broker.dead_limit,
             idempotency_limit: broker.idempotency_limit,
@@ -349,6 +353,7 @@ impl Config {
         for (key, value) in [
             ("dispatch-interval", self.dispatch_interval),
             ("session-linger", self.session_linger),
+            ("reattach", self.reattach),
             ("drain-timeout", self.drain_timeout),
         ] {
             let allowed = value <= Duration::from_secs(86_400);
@@ -386,6 +391,7 @@ impl Config {
             leg_queue_limit: self.leg_queue_limit,
             stuck_after: self.stuck_after,
             handle_timeout: self.handle_timeout,
+            reattach: self.reattach,
             dead_ttl: self.dead_ttl,
             dead_limit: self.dead_limit,
             idempotency_limit: self.idempotency_limit,

@@ -10,6 +10,10 @@ mod common;
 
 use std::{
     path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -20,7 +24,7 @@ use common::{
     run, until, wait_until_quiet,
 };
 use ringpost::Client;
-use tokio::time::timeout;
+use tokio::{sync::Notify, time::timeout};
 
 /// How long the crash loop goes on, and how often it strikes at least.
 const CRASH_TIME: Duration = Duration::from_secs(20);
@@ -183,5 +187,45 @@ fn an_heir_knows_what_was_asked() {
         assert_eq!(asked.header("mine"), Some("1"));
         heir.close().await;
         handler.finish();
+    });
+}
+
+/// A handler that is at work when the server dies goes on, and what it does is done once: the next server waits for it.
+#[test]
+fn a_handler_works_through_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut server = start(directory.path());
+    let address = server.address;
+    run(async {
+        let (runs, go_on) = (Arc::new(AtomicU32::new(0)), Arc::new(Notify::new()));
+        let (counted, gone_on) = (runs.clone(), go_on.clone());
+        let worker = client(address).await;
+        let _handler = worker
+            .handle("work", move |request: ringpost::Request| {
+                let (runs, go_on) = (counted.clone(), gone_on.clone());
+                async move {
+                    runs.fetch_add(1, Ordering::SeqCst);
+                    go_on.notified().await;
+                    Ok(ringpost::Reply::json(&request.attempt())?)
+                }
+            })
+            .await
+            .unwrap();
+        let requester = client(address).await;
+        let waits = tokio::spawn(async move {
+            requester.request("work", &1_u64).durable().timeout(Duration::from_secs(60)).await
+        });
+        until("the handler is at work", || runs.load(Ordering::SeqCst) == 1);
+        server.process.kill();
+        server = start_again(&server, directory.path());
+        let ledger = Ledger::new();
+        let other = process::handler(address, "work", ledger.path(), 32, 0);
+        until("the handler has come back", || server.stats()["total"]["reattached"] == 1);
+        go_on.notify_one();
+        let reply = waits.await.unwrap().unwrap();
+        assert_eq!((reply.data::<u16>().unwrap(), reply.info().attempt), (1, 1));
+        assert_eq!(runs.load(Ordering::SeqCst), 1);
+        assert!(ledger.runs().0.is_empty());
+        other.finish();
     });
 }

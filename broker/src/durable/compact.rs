@@ -65,13 +65,30 @@ impl Broker {
             places.request = journal.append_moved(place, &record, key);
         }
         if let Some(place) = is_in(places.delivered) {
+            let handler = match &request.state {
+                RequestState::Delivered(delivery) => self.deliveries.get(*delivery).map(|it| (*delivery, it)),
+                _ => None,
+            };
+            let session = handler
+                .and_then(|(_, delivery)| self.handlers.get(delivery.handler))
+                .and_then(|handler| self.connections.get(handler.conn.0 as usize)?.as_ref()?.session)
+                .and_then(|session| self.sessions.get(session));
+            let (boot, delivery, session, attempt) = match (&durable.former, handler) {
+                // The attempt that waits for its handler is not counted before that comes back.
+                (Some(former), _) => (former.boot, former.delivery, &former.session[..], request.attempt + 1),
+                (None, Some((delivery, _))) => {
+                    let session = session.map_or(&[][..], |session| &session.name);
+                    (self.config.boot, delivery.raw(), session, request.attempt)
+                }
+                (None, None) => (self.config.boot, 0, &[][..], request.attempt),
+            };
             let record = Record::Delivered(body::Delivered {
                 count: request.count,
-                boot: self.config.boot,
-                delivery: 0,
+                boot,
+                delivery,
                 wall_ms: self.now.wall_ms,
-                attempt: request.attempt,
-                session: b"",
+                attempt,
+                session,
             });
             places.delivered = journal.append_moved(place, &record, key);
         }

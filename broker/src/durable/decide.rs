@@ -57,8 +57,9 @@ impl Broker {
         request.state = RequestState::Decided;
         let over = request.deadline <= self.now.mono;
         let wants_reply = request.wants_reply();
-        let lease = self.durable_mut(key).and_then(|durable| durable.lease.take());
-        self.stop_timer(lease);
+        self.forget_former(key);
+        let timers = self.durable_mut(key).map(|durable| [durable.lease.take(), durable.rest.take()]);
+        timers.into_iter().flatten().for_each(|timer| self.stop_timer(timer));
         if !wants_reply {
             return self.finish_send(key, queued, answered);
         }
@@ -246,6 +247,9 @@ impl Broker {
     #[cold]
     pub(crate) fn forget_durable(&mut self, key: Key<Request>, durable: &Durable) {
         self.kept_bytes -= durable.asked.len();
+        if let Some(former) = &durable.former {
+            self.formers.remove(former);
+        }
         [durable.lease, durable.rest].into_iter().for_each(|timer| self.stop_timer(timer));
         if let Some(keyed) = &durable.keyed {
             self.forget_key(key, keyed);

@@ -71,9 +71,9 @@ impl Broker {
 
     /// The pause is over: it waits for a handler again, before those that came later.
     pub(crate) fn rested(&mut self, key: Key<Request>) {
-        if let Some(durable) = self.durable_mut(key) {
-            durable.rest = None;
-        }
+        let rest = self.durable_mut(key).and_then(|durable| durable.rest.take());
+        self.stop_timer(rest);
+        self.forget_former(key);
         let rests = |request: &Request| matches!(request.state, RequestState::Resting);
         if self.requests.get(key).is_some_and(rests) {
             self.queue_again(key);
@@ -136,6 +136,7 @@ impl Broker {
             self.left_queue(action, bytes as usize);
         }
         let at_ms = self.now.wall_ms;
+        self.forget_former(key);
         if let Some(durable) = self.durable_mut(key) {
             let timers = [durable.lease.take(), durable.rest.take()];
             durable.failure = Some(Failure { message: shortened(message), at_ms, dead: Some(code) });

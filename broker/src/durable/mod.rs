@@ -17,6 +17,7 @@
 //! | `keys` | idempotency keys: what comes a second time, and what is kept for it |
 //! | `journal` | what is written to the log, and what waits for it |
 //! | `session` | coming back for it, also after the broker was away |
+//! | `reattach` | handlers that come back after a restart with what they held |
 //! | `compact` | keeping the log short |
 //! | `restore`, `revive` | the way back: from the records of a log to what was there before the restart |
 //!
@@ -29,6 +30,7 @@ mod decide;
 mod failures;
 mod journal;
 mod keys;
+mod reattach;
 mod restore;
 mod revive;
 mod session;
@@ -44,6 +46,7 @@ pub(crate) use self::{
     failures::Failure,
     journal::{Gate, Journal},
     keys::Keyed,
+    reattach::{Former, Formers},
 };
 use crate::{Broker, log::Location, slab::Key, state::Request};
 
@@ -70,6 +73,8 @@ pub(crate) struct Durable {
     pub(crate) lease: Option<TimerId>,
     /// Ends when a send that failed may be tried again.
     pub(crate) rest: Option<TimerId>,
+    /// What its handler had when the broker died, as long as it waits for that handler.
+    pub(crate) former: Option<Box<Former>>,
     /// What went wrong last with a send.
     pub(crate) failure: Option<Failure>,
     /// Set if it has an idempotency key.

@@ -8,7 +8,7 @@ use ringpost_protocol::{
     message::{RequestFlags, Tag},
 };
 
-use super::{Places, failures::Failure};
+use super::{Former, Places, failures::Failure};
 use crate::log::{Location, Record, body};
 
 /// What the records of a log say that is still to be known, gathered one after the other.
@@ -29,6 +29,8 @@ pub(super) struct Entry {
     /// It is kept for its key only.
     pub(super) claimed: bool,
     pub(super) attempt: u16,
+    /// Who had the last attempt.
+    pub(super) former: Option<Former>,
     /// The last attempt that failed.
     pub(super) failed: u16,
     pub(super) outcome: Option<Outcome>,
@@ -72,6 +74,11 @@ impl Restore {
                 let entry = self.entry(delivered.count);
                 entry.places.delivered.replace(at).into_iter().for_each(died);
                 entry.attempt = delivered.attempt;
+                entry.former = Some(Former {
+                    session: Bytes::copy_from_slice(delivered.session),
+                    boot: delivered.boot,
+                    delivery: delivered.delivery,
+                });
             }
             Record::Reply(reply) => {
                 let entry = self.entry(reply.count);

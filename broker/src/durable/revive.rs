@@ -6,7 +6,7 @@ use bytes::Bytes;
 use ringpost_protocol::{Code, Content, message::Speaker, time::Now};
 
 use super::{
-    Decided, Durable, Restore,
+    Decided, Durable, Former, Restore,
     keys::{Keyed, table_name},
     restore::{Asked, Entry},
 };
@@ -25,6 +25,8 @@ enum Stage {
     Decided,
     /// It waits for the outcome of the request with this count.
     Joined(u64),
+    /// A handler had it when the broker died, and may come back.
+    Held,
     /// Its next attempt may begin then, in milliseconds since the Unix epoch.
     Resting(u64),
     Waiting,
@@ -37,6 +39,9 @@ impl Stage {
             (Some(_), _) => Self::Decided,
             (None, Some(failure)) if failure.dead.is_some() => Self::Dead,
             (None, _) if asked.joins != 0 => Self::Joined(asked.joins),
+            _ if entry.attempt > entry.failed && entry.former.as_ref().is_some_and(may_come_back) => {
+                Self::Held
+            }
             (None, Some(failure)) if failure.at_ms > wall_ms => Self::Resting(failure.at_ms),
             (None, _) => Self::Waiting,
         }
@@ -44,7 +49,7 @@ impl Stage {
 
     /// Whether a handler is still to get it.
     fn needs_handler(self) -> bool {
-        matches!(self, Self::Resting(_) | Self::Waiting)
+        matches!(self, Self::Held | Self::Resting(_) | Self::Waiting)
     }
 
     fn state(self) -> RequestState {
@@ -52,9 +57,14 @@ impl Stage {
             Self::Claimed | Self::Decided => RequestState::Decided,
             Self::Dead => RequestState::Dead,
             Self::Joined(_) => RequestState::Joined,
-            Self::Resting(_) | Self::Waiting => RequestState::Resting,
+            Self::Held | Self::Resting(_) | Self::Waiting => RequestState::Resting,
         }
     }
+}
+
+/// Only who has a session's name can say that it is back.
+fn may_come_back(former: &Former) -> bool {
+    !former.session.is_empty()
 }
 
 impl Broker {
@@ -142,6 +152,7 @@ impl Broker {
             }
         }
         let joins = asked.joins;
+        let former = entry.former.clone().filter(|_| stage == Stage::Held);
         self.restore_content(key, asked, entry, stage);
         if let Some(name) = name {
             if joins == 0 {
@@ -150,6 +161,9 @@ impl Broker {
             } else {
                 self.set_keyed(key, Keyed { name, joins, ..Keyed::default() });
             }
+        }
+        if let Some(former) = former {
+            self.wait_for_handler(key, former);
         }
         self.go_on(key, stage, action, firsts);
     }
@@ -214,16 +228,20 @@ impl Broker {
                     self.decide(key, Some(Code::ConnectionLost), Content::from_payload(message), None);
                 }
             },
+            Stage::Held => self.rest(key, self.config.reattach),
             Stage::Resting(until_ms) => {
-                let pause = Duration::from_millis(until_ms.saturating_sub(self.now.wall_ms));
-                let rest = self.timers.insert(self.now.mono + pause, Timer::Rested(key));
-                if let Some(durable) = self.durable_mut(key) {
-                    durable.rest = Some(rest);
-                }
+                self.rest(key, Duration::from_millis(until_ms.saturating_sub(self.now.wall_ms)));
             }
             Stage::Waiting => self.enqueue(action, key, false),
         }
         self.forget_action_if_unused(action);
+    }
+
+    fn rest(&mut self, key: Key<Request>, pause: Duration) {
+        let rest = self.timers.insert(self.now.mono + pause, Timer::Rested(key));
+        if let Some(durable) = self.durable_mut(key) {
+            durable.rest = Some(rest);
+        }
     }
 
     /// The session that a request in the log belongs to; one without a name cannot be come back to.

@@ -16,7 +16,7 @@ impl Broker {
         conn: ConnId,
         key: Key<Session>,
         resume: &Resume,
-        forgotten: Vec<u64>,
+        (attached, forgotten): (Vec<(u64, u64)>, Vec<u64>),
     ) {
         self.counters.sessions_resumed += 1;
         // Whatever was plain in this boot is not what the client speaks of.
@@ -37,7 +37,7 @@ impl Broker {
             None => OpenState::Lost,
         };
         let open = resume.open.iter().map(|number| (*number, state(*number))).collect();
-        self.send(conn, ServerMessage::Resumed { open, forgotten });
+        self.send(conn, ServerMessage::Resumed { open, forgotten, attached });
         self.replay(conn, key);
     }
 

@@ -2,6 +2,7 @@
 
 mod instances;
 mod keys;
+mod reattach;
 
 use ringpost_protocol::message::{OpenState, Resume, Speaker};
 

@@ -47,14 +47,15 @@ impl Stage {
 
     fn resume(&mut self, conn: ConnId, sequence: u64, open: &[u64]) -> Vec<(u64, OpenState)> {
         let unclaimed = open.is_empty();
-        let resume = Resume { boot: 7, sequence, open: open.to_vec(), held: vec![9], unclaimed };
+        let resume =
+            Resume { boot: 7, sequence, open: open.to_vec(), held_boot: 7, held: vec![9], unclaimed };
         self.say(conn, ClientMessage::Resume(resume));
         let at = self
             .sent
             .iter()
             .position(|(to, message)| *to == conn && matches!(message, ServerMessage::Resumed { .. }));
         match self.sent.remove(at.expect("an answer")) {
-            (_, ServerMessage::Resumed { open, forgotten }) => {
+            (_, ServerMessage::Resumed { open, forgotten, .. }) => {
                 assert_eq!(forgotten, [9], "plain deliveries do not outlive their connection");
                 open
             }

@@ -158,7 +158,7 @@ impl Client {
             self.cut.requests += if self.session.named { 0 } else { self.requests.sent() };
         }
         self.session.lost();
-        self.deliveries.lose(self.link.connection, &mut self.outputs);
+        self.deliveries.lose(self.link.connection, self.session.boot(), &mut self.outputs);
         self.registrations.passed(u64::MAX, &mut self.outputs);
         if !self.session.named {
             self.requests.lose_sent(&may_have_run(reason), &mut self.outputs);
@@ -193,6 +193,7 @@ impl Client {
         }
         self.end_connection(&reason);
         self.cut.requests += if self.draining.is_some() { self.requests.len() } else { 0 };
+        self.deliveries.forget_former(&mut self.outputs);
         self.requests.lose_sent(&may_have_run(&reason), &mut self.outputs);
         self.requests.give_up_waiting(&reason.for_unsent(), &mut self.outputs);
         self.registrations.clear(&mut self.outputs);

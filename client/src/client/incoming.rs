@@ -58,8 +58,10 @@ impl Client {
             let asks = returns == Return::Restarted;
             self.requests.send_again(asks, &Error::new(Code::ConnectionLost, reason), &mut self.outputs);
         }
+        let (held_boot, held) = self.deliveries.welcomed(welcome.boot, &mut self.outputs);
         match returns {
-            Return::Known | Return::Heir | Return::Restarted => {
+            Return::Unknown if held.is_empty() => self.flow(now),
+            Return::Unknown | Return::Known | Return::Heir | Return::Restarted => {
                 self.session.resuming = true;
                 self.session.restarted = returns == Return::Restarted;
                 self.session.next_number = welcome.next_number;
@@ -67,11 +69,11 @@ impl Client {
                     boot: self.session.last_boot(),
                     sequence: self.session.horizon(),
                     open: self.requests.sent_numbers(true).collect(),
-                    held: Vec::new(),
+                    held_boot,
+                    held,
                     unclaimed: self.session.claims.wanted(),
                 }));
             }
-            Return::Unknown => self.flow(now),
         }
     }
 
@@ -178,9 +180,11 @@ impl Client {
             ServerMessage::Welcome(_) => {
                 return Err(Error::new(Code::Malformed, "the server said welcome twice"));
             }
-            ServerMessage::Resumed { open, .. } => self.resumed(&open, now),
-            // Plain answers are not kept over a reconnect, so there is nothing to settle.
-            ServerMessage::Acknowledge { .. } => {}
+            ServerMessage::Resumed { open, attached, .. } => {
+                self.deliveries.resumed(&attached, &mut self.outputs);
+                self.resumed(&open, now);
+            }
+            ServerMessage::Acknowledge { sequence } => self.deliveries.acknowledged(sequence),
             ServerMessage::Reply(_)
             | ServerMessage::Deliver(_)
             | ServerMessage::Accepted { .. }

@@ -105,7 +105,7 @@ fn any_message(random: &mut Random) -> ServerMessage {
                 let states = [OpenState::Running, OpenState::Outcome, OpenState::Lost, OpenState::NeverSeen];
                 let state = |number| (number, states[number as usize % 4]);
                 let open = (0..40).filter(|_| random.below(2) == 0).map(state).collect();
-                ServerMessage::Resumed { open, forgotten: Vec::new() }
+                ServerMessage::Resumed { open, forgotten: Vec::new(), attached: vec![(number, number + 1)] }
             }
             _ => ServerMessage::Acknowledge { sequence: number },
         },

@@ -5,6 +5,7 @@ mod connection;
 mod draining;
 mod handling;
 mod promises;
+mod reattaching;
 mod requesting;
 mod sessions;
 mod unclaimed;

@@ -29,7 +29,7 @@ pub(super) fn outcome(number: u64, sequence: u64) -> ServerMessage {
 }
 
 pub(super) fn resumed(open: &[(u64, OpenState)]) -> ServerMessage {
-    ServerMessage::Resumed { open: open.to_vec(), forgotten: Vec::new() }
+    ServerMessage::Resumed { open: open.to_vec(), forgotten: Vec::new(), attached: Vec::new() }
 }
 
 /// The acknowledgements among some outputs.
@@ -50,7 +50,8 @@ fn open_requests_are_asked_for() {
     }
     rig.receive(outcome(1, 1));
     let outputs = come_back(&mut rig, 5, 1);
-    let expected = Resume { boot: 5, sequence: 1, open: vec![2, 3, 4, 5], held: vec![], unclaimed: false };
+    let expected =
+        Resume { boot: 5, sequence: 1, open: vec![2, 3, 4, 5], held_boot: 0, held: vec![], unclaimed: false };
     assert_eq!(outputs, [Output::Send(ClientMessage::Resume(expected))]);
     rig.request(plain(), 6);
     assert_eq!(rig.outputs(), [], "new ones wait behind those that are sent again");
@@ -169,7 +170,8 @@ fn the_time_away_counts() {
     let outputs = rig.pass(ms(600));
     assert_eq!(ends(&outputs), [(2, Some(Code::Timeout), true)]);
     let outputs = come_back_from_pause(&mut rig, 5, 1);
-    let expected = Resume { boot: 5, sequence: 0, open: vec![3], held: vec![], unclaimed: false };
+    let expected =
+        Resume { boot: 5, sequence: 0, open: vec![3], held_boot: 0, held: vec![], unclaimed: false };
     assert_eq!(outputs, [Output::Send(ClientMessage::Resume(expected))]);
 }
 

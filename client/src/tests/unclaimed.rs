@@ -57,7 +57,7 @@ fn offered(rig: &mut Rig, message: ServerMessage) -> UnclaimedKey {
 fn an_heir_gets_what_was_kept() {
     let mut rig = Rig::new(heir(10));
     rig.request(plain(), 1);
-    let expected = Resume { boot: 5, sequence: 0, open: vec![], held: vec![], unclaimed: true };
+    let expected = Resume { boot: 5, sequence: 0, open: vec![], held_boot: 0, held: vec![], unclaimed: true };
     assert_eq!(inherit(&mut rig), [Output::Send(ClientMessage::Resume(expected))], "own requests wait");
     let outputs = rig.receive(resumed(&[]));
     assert_eq!(requests(&outputs)[0].number, 10);
@@ -114,7 +114,7 @@ fn a_reconnect_keeps_the_untaken() {
     assert_eq!(ends(&rig.receive(outcome(own, 3))), [(1, None, true)]);
     rig.client.claim(first, rig.now);
     let outputs = come_back(&mut rig, 5, 1);
-    let expected = Resume { boot: 5, sequence: 1, open: vec![], held: vec![], unclaimed: true };
+    let expected = Resume { boot: 5, sequence: 1, open: vec![], held_boot: 0, held: vec![], unclaimed: true };
     assert_eq!(outputs, [Output::Send(ClientMessage::Resume(expected))]);
     rig.receive(resumed(&[]));
     assert_eq!(rig.receive(outcome(2, 2)), [], "it is here, and not taken yet");

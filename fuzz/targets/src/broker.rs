@@ -268,7 +268,14 @@ impl<'a> World<'a> {
         let boot = self.choices.of(&[BOOT, BOOT, 0]);
         let sequence = self.choices.below(8);
         let open = (number..number + self.choices.below(4)).collect();
-        ClientMessage::Resume(Resume { boot, sequence, open, held: vec![number], unclaimed: number & 1 == 1 })
+        ClientMessage::Resume(Resume {
+            boot,
+            sequence,
+            open,
+            held_boot: boot,
+            held: vec![number],
+            unclaimed: number & 1 == 1,
+        })
     }
 
     /// Mostly one that the connection holds, else another's, or none.

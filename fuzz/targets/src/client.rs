@@ -252,7 +252,7 @@ impl<'a> World<'a> {
         let states = [OpenState::Running, OpenState::Outcome, OpenState::NeverSeen, OpenState::Lost];
         let count = self.choices.below(4);
         let open = (number..number + count).map(|number| (number, self.choices.of(&states))).collect();
-        ServerMessage::Resumed { open, forgotten: vec![number] }
+        ServerMessage::Resumed { open, forgotten: vec![number], attached: vec![(number, number / 2)] }
     }
 
     /// Takes the outputs, as a driver would.

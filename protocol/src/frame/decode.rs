@@ -285,34 +285,41 @@ fn decode_resume(head: Head, frame: &Bytes) -> Result<Resume, WireError> {
     let open = numbers.by_ref().take(open_count).collect();
     let held = numbers.take(held_count).collect();
     let unclaimed = head.flags & layout::RESUME_UNCLAIMED != 0;
-    Ok(Resume { boot: u64_at(fixed, at::BOOT), sequence: u64_at(fixed, at::SEQUENCE), open, held, unclaimed })
+    let (boot, sequence) = (u64_at(fixed, at::BOOT), u64_at(fixed, at::SEQUENCE));
+    Ok(Resume { boot, sequence, open, held_boot: u64_at(fixed, at::HELD_BOOT), held, unclaimed })
 }
 
 fn decode_resumed(frame: &Bytes) -> Result<ServerMessage, WireError> {
     use layout::resumed as at;
     let fixed: &[u8; at::SIZE] = fixed(frame, "resumed")?;
-    let open_count = u32_at(fixed, at::OPEN_COUNT) as usize;
-    let forgotten_count = u32_at(fixed, at::FORGOTTEN_COUNT) as usize;
+    let [open_count, forgotten_count, attached_count] =
+        [at::OPEN_COUNT, at::FORGOTTEN_COUNT, at::ATTACHED_COUNT].map(|at| u32_at(fixed, at) as usize);
     let entries = &frame[HEADER_BYTES + at::SIZE..];
-    if open_count.saturating_add(forgotten_count) > MAX_RESUME_NUMBERS
-        || entries.len() < 9 * open_count + 8 * forgotten_count
+    let count = open_count.saturating_add(forgotten_count).saturating_add(attached_count);
+    if count > MAX_RESUME_NUMBERS
+        || entries.len() < 9 * open_count + 8 * forgotten_count + 16 * attached_count
     {
         return Err(WireError::malformed("resumed: its counts do not fit into the frame"));
     }
     let (states, numbers) = entries.split_at(9 * open_count);
-    let mut open = Vec::with_capacity(open_count);
-    for entry in states.chunks_exact(9) {
-        let state = match entry[8] {
-            at::RUNNING => OpenState::Running,
-            at::OUTCOME => OpenState::Outcome,
-            at::NEVER_SEEN => OpenState::NeverSeen,
-            at::LOST => OpenState::Lost,
-            state => return Err(WireError::malformed(format!("resumed: there is no state {state}"))),
-        };
-        open.push((u64_at(entry, 0), state));
+    let open = states.chunks_exact(9).map(|entry| Ok((u64_at(entry, 0), open_state(entry[8])?)));
+    let open = open.collect::<Result<_, WireError>>()?;
+    let (forgotten, pairs) = numbers.split_at(8 * forgotten_count);
+    let forgotten = forgotten.chunks_exact(8).map(|chunk| u64_at(chunk, 0)).collect();
+    let attached = pairs.chunks_exact(16).take(attached_count);
+    let attached = attached.map(|pair| (u64_at(pair, 0), u64_at(pair, 8))).collect();
+    Ok(ServerMessage::Resumed { open, forgotten, attached })
+}
+
+fn open_state(state: u8) -> Result<OpenState, WireError> {
+    use layout::resumed as at;
+    match state {
+        at::RUNNING => Ok(OpenState::Running),
+        at::OUTCOME => Ok(OpenState::Outcome),
+        at::NEVER_SEEN => Ok(OpenState::NeverSeen),
+        at::LOST => Ok(OpenState::Lost),
+        other => Err(WireError::malformed(format!("resumed: there is no state {other}"))),
     }
-    let forgotten = numbers.chunks_exact(8).take(forgotten_count).map(|chunk| u64_at(chunk, 0)).collect();
-    Ok(ServerMessage::Resumed { open, forgotten })
 }
 
 fn decode_error(head: Head, frame: &Bytes) -> Result<ErrorReport, WireError> {

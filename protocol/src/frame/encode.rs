@@ -66,7 +66,9 @@ pub fn encode_server(message: &crate::message::ServerMessage, out: &mut Outgoing
             frame(kind::ASKED, 0, *number, &fixed, &[content.name(), content.headers()], out);
         }
         ServerMessage::Acknowledge { sequence } => bare(kind::ACKNOWLEDGE, 0, *sequence, out),
-        ServerMessage::Resumed { open, forgotten } => encode_resumed(open, forgotten, out),
+        ServerMessage::Resumed { open, forgotten, attached } => {
+            encode_resumed(open, forgotten, attached, out)
+        }
         ServerMessage::Receivers(list) => {
             header(kind::RECEIVERS, 0, 0, list.len(), out.tail());
             out.push(list, || list.clone());
@@ -227,6 +229,7 @@ fn encode_resume(resume: &Resume, out: &mut Outgoing) {
     let mut fixed = [0; at::SIZE];
     put(&mut fixed, at::BOOT, resume.boot.to_le_bytes());
     put(&mut fixed, at::SEQUENCE, resume.sequence.to_le_bytes());
+    put(&mut fixed, at::HELD_BOOT, resume.held_boot.to_le_bytes());
     put(&mut fixed, at::OPEN_COUNT, (resume.open.len() as u32).to_le_bytes());
     put(&mut fixed, at::HELD_COUNT, (resume.held.len() as u32).to_le_bytes());
     let length = at::SIZE + 8 * (resume.open.len() + resume.held.len());
@@ -239,12 +242,16 @@ fn encode_resume(resume: &Resume, out: &mut Outgoing) {
     }
 }
 
-fn encode_resumed(open: &[(u64, OpenState)], forgotten: &[u64], out: &mut Outgoing) {
+fn encode_resumed(open: &[(u64, OpenState)], forgotten: &[u64], attached: &[(u64, u64)], out: &mut Outgoing) {
     use layout::resumed as at;
     let tail = out.tail();
-    header(kind::RESUMED, 0, 0, at::SIZE + 9 * open.len() + 8 * forgotten.len(), tail);
-    tail.extend_from_slice(&(open.len() as u32).to_le_bytes());
-    tail.extend_from_slice(&(forgotten.len() as u32).to_le_bytes());
+    let mut fixed = [0; at::SIZE];
+    put(&mut fixed, at::OPEN_COUNT, (open.len() as u32).to_le_bytes());
+    put(&mut fixed, at::FORGOTTEN_COUNT, (forgotten.len() as u32).to_le_bytes());
+    put(&mut fixed, at::ATTACHED_COUNT, (attached.len() as u32).to_le_bytes());
+    let length = at::SIZE + 9 * open.len() + 8 * forgotten.len() + 16 * attached.len();
+    header(kind::RESUMED, 0, 0, length, tail);
+    tail.extend_from_slice(&fixed);
     for (number, state) in open {
         tail.extend_from_slice(&number.to_le_bytes());
         tail.push(match state {
@@ -254,7 +261,7 @@ fn encode_resumed(open: &[(u64, OpenState)], forgotten: &[u64], out: &mut Outgoi
             OpenState::Lost => at::LOST,
         });
     }
-    for delivery in forgotten {
+    for delivery in forgotten.iter().chain(attached.iter().flat_map(|(before, now)| [before, now])) {
         tail.extend_from_slice(&delivery.to_le_bytes());
     }
 }

@@ -171,23 +171,27 @@ pub mod resume {
     pub const BOOT: usize = 0;
     /// u64: the last outcome that it received.
     pub const SEQUENCE: usize = 8;
+    /// u64: the boot that made the held deliveries.
+    pub const HELD_BOOT: usize = 16;
     /// u32: how many open numbers follow.
-    pub const OPEN_COUNT: usize = 16;
+    pub const OPEN_COUNT: usize = 24;
     /// u32: how many held deliveries follow those.
-    pub const HELD_COUNT: usize = 20;
+    pub const HELD_COUNT: usize = 28;
     /// Size of the fixed part.
-    pub const SIZE: usize = 24;
+    pub const SIZE: usize = 32;
 }
 
-/// `resumed`: then a number (8 bytes) and a state (1 byte) for each open number, then the forgotten deliveries, 8
-/// bytes each.
+/// `resumed`: then a number (8 bytes) and a state (1 byte) for each open number, then the forgotten deliveries, 8 bytes
+/// each, then for each delivery that goes on the number that it had and the one that it has now.
 pub mod resumed {
     /// u32: how many open numbers follow.
     pub const OPEN_COUNT: usize = 0;
     /// u32: how many forgotten deliveries follow those.
     pub const FORGOTTEN_COUNT: usize = 4;
-    /// Size of the fixed part.
-    pub const SIZE: usize = 8;
+    /// u32: how many deliveries that go on follow those.
+    pub const ATTACHED_COUNT: usize = 8;
+    /// Size of the fixed part; bytes 12 to 15 are reserved, 0.
+    pub const SIZE: usize = 16;
     /// State: it will be answered.
     pub const RUNNING: u8 = 1;
     /// State: the outcome follows.

@@ -73,9 +73,16 @@ fn client_message() -> impl Strategy<Value = ClientMessage> {
         (any::<u64>(), bytes(99))
             .prop_map(|(number, payload)| ClientMessage::Progress(progress(number, payload))),
         target().prop_map(ClientMessage::Acknowledge),
-        (any::<u64>(), any::<u64>(), vec(any::<u64>(), 0..9), vec(any::<u64>(), 0..9), any::<bool>())
-            .prop_map(|(boot, sequence, open, held, unclaimed)| {
-                ClientMessage::Resume(Resume { boot, sequence, open, held, unclaimed })
+        (
+            any::<u64>(),
+            any::<u64>(),
+            vec(any::<u64>(), 0..9),
+            any::<u64>(),
+            vec(any::<u64>(), 0..9),
+            any::<bool>()
+        )
+            .prop_map(|(boot, sequence, open, held_boot, held, unclaimed)| {
+                ClientMessage::Resume(Resume { boot, sequence, open, held_boot, held, unclaimed })
             }),
         any::<bool>().prop_map(ClientMessage::WatchReceivers),
         any::<u64>().prop_map(ClientMessage::Ping),
@@ -176,8 +183,8 @@ fn server_message() -> impl Strategy<Value = ServerMessage> {
             ServerMessage::Asked { number, tag: Tag::new(), content }
         }),
         any::<u64>().prop_map(|sequence| ServerMessage::Acknowledge { sequence }),
-        (vec((any::<u64>(), state), 0..9), vec(any::<u64>(), 0..9))
-            .prop_map(|(open, forgotten)| ServerMessage::Resumed { open, forgotten }),
+        (vec((any::<u64>(), state), 0..9), vec(any::<u64>(), 0..9), vec(any::<(u64, u64)>(), 0..9))
+            .prop_map(|(open, forgotten, attached)| ServerMessage::Resumed { open, forgotten, attached }),
         bytes(40_000).prop_map(ServerMessage::Receivers),
         (scope, any::<u64>(), code(), ".{0,40}").prop_map(|(scope, number, code, message)| {
             ServerMessage::Error(ErrorReport { scope, number, code, message })

@@ -62,6 +62,7 @@ pub(crate) fn client(message: &Value) -> ClientMessage {
             boot: boot(message),
             sequence: number(message, "sequence"),
             open: numbers(message, "open"),
+            held_boot: message.get("heldBoot").map_or(0, |_| hex(message, "heldBoot")),
             held: numbers(message, "held"),
             unclaimed: message["unclaimed"] == true,
         }),
@@ -113,6 +114,7 @@ pub(crate) fn server(message: &Value) -> ServerMessage {
         "resumed" => ServerMessage::Resumed {
             open: message["open"].as_array().unwrap().iter().map(open_state).collect(),
             forgotten: numbers(message, "forgotten"),
+            attached: message["attached"].as_array().into_iter().flatten().map(pair).collect(),
         },
         "receivers" => ServerMessage::Receivers(bytes(message, "list")),
         "error" => ServerMessage::Error(ErrorReport {
@@ -210,6 +212,10 @@ fn headers(message: &Value) -> Bytes {
 }
 
 /// 64 bits are more than a JSON number holds everywhere: boots and instances are written as 16 hexadecimal digits.
+fn pair(pair: &Value) -> (u64, u64) {
+    (pair[0].as_u64().unwrap(), pair[1].as_u64().unwrap())
+}
+
 fn boot(message: &Value) -> u64 {
     hex(message, "boot")
 }
