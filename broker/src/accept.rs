@@ -22,9 +22,9 @@ use crate::{
 const QUEUE_LIMIT: &str = "the server's --queue-limit";
 
 /// When a request ends by itself, and with what.
-struct Deadline {
-    at: Time,
-    ends_with: Code,
+pub(crate) struct Deadline {
+    pub(crate) at: Time,
+    pub(crate) ends_with: Code,
 }
 
 impl Broker {
@@ -52,6 +52,9 @@ impl Broker {
         };
         session.next_number = next_number;
         let behind = !session.unstable.is_empty();
+        if self.config.durable_all {
+            make_durable(asked);
+        }
         match self.admit(asked) {
             Ok(Admission::Plain(action)) => self.accept(conn, session_key, action, speaks, behind, asked),
             Ok(Admission::Durable) => self.accept_durable(conn, session_key, speaks, asked),
@@ -243,7 +246,7 @@ impl Broker {
         None
     }
 
-    fn deadline(&self, asked: &Asked, speaks: Speaks) -> Deadline {
+    pub(crate) fn deadline(&self, asked: &Asked, speaks: Speaks) -> Deadline {
         let millis =
             |ms: u32| (ms != 0).then(|| Duration::from_millis(u64::from(ms)).min(self.config.max_ttl));
         let (ttl, timeout) = (millis(asked.ttl_ms), millis(asked.timeout_ms));
@@ -406,6 +409,14 @@ enum Refusal {
     /// It is one of the server's own actions.
     Internal,
     Error(Code, String),
+}
+
+/// Under `--durable all`: what did not ask for it is durable all the same, if it can be.
+fn make_durable(asked: &mut Asked) {
+    let can_be = !asked.flags.has(RequestFlags::BROADCAST) && !asked.content.name().starts_with(b"$");
+    if can_be && !asked.flags.has(RequestFlags::DURABLE) {
+        asked.flags = asked.flags.with(RequestFlags::DURABLE).with(RequestFlags::MADE_DURABLE);
+    }
 }
 
 fn no_handler(action: &str) -> String {

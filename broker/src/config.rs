@@ -88,6 +88,8 @@ pub struct Config {
     pub max_ttl: Duration,
     /// Silence on a binary connection after which it is sent a ping. It counts as lost after three times that.
     pub ping_interval: Duration,
+    /// Treats every request and send as durable, but for broadcasts. Needs a log.
+    pub durable_all: bool,
     /// How long a handler may have a durable request without an answer or a word of progress; then another gets it.
     pub handle_timeout: Duration,
     /// How long, after a restart, what a handler held waits for that handler to come back; then another gets it.
@@ -136,6 +138,7 @@ impl Default for Config {
             default_json_timeout: Duration::from_secs(60),
             max_ttl: Duration::from_secs(7 * 24 * 3600),
             ping_interval: Duration::from_secs(5),
+            durable_all: false,
             handle_timeout: Duration::from_secs(60),
             reattach: Duration::from_secs(5),
             dead_ttl: Duration::from_secs(7 * 24 * 3600),

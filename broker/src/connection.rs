@@ -69,6 +69,7 @@ impl Broker {
             next_number,
             max_payload: self.config.max_payload,
             ping_interval_ms: u32::try_from(self.config.ping_interval.as_millis()).unwrap_or(u32::MAX),
+            durable_all: self.config.durable_all,
             headers: Default::default(),
         };
         self.send(conn, ServerMessage::Welcome(welcome));

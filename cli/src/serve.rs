@@ -7,7 +7,7 @@ use clap::{
     builder::{PossibleValuesParser, TypedValueParser},
     parser::ValueSource,
 };
-use ringpost_server::{Config, ConfigError, Dispatch, Server, Sync, parse_listen};
+use ringpost_server::{Config, ConfigError, Dispatch, Durable, Server, Sync, parse_listen};
 
 use crate::{
     args::{duration, size},
@@ -147,6 +147,14 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "DIR", env = "RINGPOST_DATA_DIR")]
     data_dir: Option<PathBuf>,
 
+    /// Which requests and sends are durable: those that ask for it, or all but broadcasts [default: asked]
+    #[arg(
+        long,
+        env = "RINGPOST_DURABLE",
+        value_parser = PossibleValuesParser::new(["asked", "all"]).try_map(|text| text.parse::<Durable>())
+    )]
+    durable: Option<Durable>,
+
     /// When what is logged is synced: `always` before it is accepted, `interval:7s`, or `never` [default: always]
     #[arg(long, value_name = "POLICY", env = "RINGPOST_SYNC")]
     sync: Option<Sync>,
@@ -236,6 +244,7 @@ impl ServeArgs {
         replace(&mut config.max_sessions_away, self.max_sessions_away);
         replace(&mut config.outcome_limit, self.outcome_limit);
         replace(&mut config.data_dir, self.data_dir.clone().map(Some));
+        replace(&mut config.durable, self.durable);
         replace(&mut config.sync, self.sync);
         replace(&mut config.segment_size, self.segment_size);
         replace(&mut config.max_disk, self.max_disk);
@@ -312,7 +321,7 @@ mod tests {
              --ping-interval 9s --drain-timeout 10s --leg-queue-limit 11 --stuck-after 12s --session-linger 13s \
              --max-sessions-away 14 --outcome-limit 15KiB --memory 16MiB --busy-poll 60us --data-dir d \
              --sync interval:17s --segment-size 18MiB --max-disk 190MiB --handle-timeout 20s --dead-ttl 21s --dead-limit 22 \
-             --idempotency-limit 23 --reattach 24s"
+             --idempotency-limit 23 --reattach 24s --durable all"
                 .split_whitespace()
                 .collect::<Vec<_>>()
                 .join(" ")
@@ -338,6 +347,7 @@ mod tests {
         (expected.outcome_limit, expected.memory) = (15 << 10, 16 << 20);
         (expected.handle_timeout, expected.dead_ttl, expected.dead_limit) = (seconds(20), seconds(21), 22);
         (expected.idempotency_limit, expected.reattach) = (23, seconds(24));
+        expected.durable = Durable::All;
         (expected.data_dir, expected.sync) = (Some("d".into()), Sync::Interval(seconds(17)));
         (expected.segment_size, expected.max_disk) = (18 << 20, 190 << 20);
         assert_eq!(config, expected);
@@ -365,6 +375,8 @@ mod tests {
         let file = file("max-payloads = 1");
         let error = settings(&format!("ringpost serve --config {}", file.path().display())).unwrap_err();
         assert!(format!("{error:?}").contains("max-payloads"));
+        let error = settings("ringpost serve --durable all").unwrap_err();
+        assert!(format!("{error:?}").contains("--data-dir"));
         let error = settings("ringpost serve --max-payload 2GiB").unwrap_err();
         assert!(format!("{error:?}").contains("max-payload"));
     }

@@ -58,6 +58,8 @@ pub(crate) struct Requests {
     grace: Duration,
     /// Whether what was sent is kept.
     keeps: bool,
+    /// The server treats everything as durable that can be: so does the client.
+    pub(crate) durable_all: bool,
 }
 
 /// Requests that wait are numbered upwards from here. Those that were sent and wait again go before them, in the order of
@@ -76,6 +78,7 @@ impl Requests {
             next_number: 1,
             grace,
             keeps,
+            durable_all: false,
         }
     }
 
@@ -109,6 +112,7 @@ impl Requests {
     ) -> (RequestKey, ClientMessage) {
         request.number = self.next_number;
         self.next_number += 1;
+        self.make_durable(&mut request);
         let key = self.insert(&request, token, 0, deadline, deadline + self.grace);
         self.track_sent(key, &request);
         (RequestKey(key), ClientMessage::Request(request))
@@ -138,11 +142,21 @@ impl Requests {
             request.number = self.next_number;
             self.next_number += 1;
             request.timeout_ms = millis(open.deadline.since(now)).max(1);
+            if self.durable_all {
+                make_durable(&mut request);
+                open.flags = request.flags;
+            }
             open.number = request.number;
             self.timers.cancel(open.timer);
             open.timer = self.timers.insert(open.deadline + self.grace, key);
             self.track_sent(key, &request);
             outputs.push_back(Output::Send(ClientMessage::Request(request)));
+        }
+    }
+
+    fn make_durable(&self, request: &mut Request) {
+        if self.durable_all {
+            make_durable(request);
         }
     }
 
@@ -456,6 +470,15 @@ impl Requests {
             self.sends.iter().is_sorted_by_key(|(number, _)| *number),
             "sends are in the order of numbers"
         );
+    }
+}
+
+/// The server would do it, and what becomes of the request over a lost connection depends on it. It waits as long as before.
+fn make_durable(request: &mut Request) {
+    let can_be = !request.flags.has(RequestFlags::BROADCAST) && !request.content.name().starts_with(b"$");
+    if can_be && !request.flags.has(RequestFlags::DURABLE) {
+        request.flags = request.flags.with(RequestFlags::DURABLE);
+        request.ttl_ms = request.ttl_ms.max(request.timeout_ms);
     }
 }
 

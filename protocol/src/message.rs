@@ -42,7 +42,9 @@ impl RequestFlags {
     pub const DURABLE: Self = Self(4);
     /// The requester wants the handler's progress messages.
     pub const PROGRESS: Self = Self(8);
-    /// All bits that version 1 knows.
+    /// From a server only: it treats the request as durable, though nobody asked for that (`--durable all`).
+    pub const MADE_DURABLE: Self = Self(16);
+    /// All bits that a client of version 1 may set.
     pub const KNOWN: Self = Self(15);
 
     /// Whether all bits of `other` are set.
@@ -98,6 +100,8 @@ pub struct Welcome {
     pub max_payload: u32,
     /// Silence after which the server sends a ping, in milliseconds.
     pub ping_interval_ms: u32,
+    /// The server treats every request and send as durable, but for broadcasts.
+    pub durable_all: bool,
     /// Facts about the server, encoded headers.
     pub headers: Bytes,
 }

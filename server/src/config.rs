@@ -38,6 +38,30 @@ impl std::str::FromStr for Dispatch {
     }
 }
 
+/// Which requests are durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Durable {
+    /// Those that ask for it.
+    #[default]
+    Asked,
+    /// All, but for broadcasts.
+    All,
+}
+
+impl std::str::FromStr for Durable {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "asked" => Ok(Self::Asked),
+            "all" => Ok(Self::All),
+            _ => Err(format!("`{text}` is neither `asked` nor `all`")),
+        }
+    }
+}
+
 /// When what was logged is synced, and what a durable request's acceptance means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -160,6 +184,9 @@ pub struct Config {
     pub outcome_limit: u64,
     /// Where the log of durable requests is. Default: nowhere, and durable requests are refused.
     pub data_dir: Option<PathBuf>,
+    /// Which requests and sends are durable: those that ask for it, or all but broadcasts, which needs `data-dir`. Default
+    /// `asked`.
+    pub durable: Durable,
     /// When the log is synced. Default `always`; `interval:7s`, `never`.
     pub sync: Sync,
     /// Bytes of one file of the log: at least the largest request. Default 64 MiB.
@@ -214,6 +241,7 @@ impl Default for Config {
             max_sessions_away: broker.max_sessions_away,
             outcome_limit: broker.outcome_limit_bytes as u64,
             data_dir: None,
+            durable: Durable::default(),
             sync: Sync::default(),
             segment_size: 64 << 20,
             max_disk: 8 << 30,
@@ -350,6 +378,10 @@ impl Config {
             let allowed = Duration::from_millis(1)..=Duration::from_millis(u64::from(u32::MAX - 1));
             check(key, format!("{value:?}"), allowed.contains(&value), || "1ms to 49d".into())?;
         }
+        let possible = self.durable == Durable::Asked || self.data_dir.is_some();
+        check("durable", "all", possible, || {
+            "`asked` without a log: say with `data-dir` (the flag --data-dir DIR) where that is to be".into()
+        })?;
         for (key, value) in [
             ("dispatch-interval", self.dispatch_interval),
             ("session-linger", self.session_linger),
@@ -390,6 +422,7 @@ impl Config {
             window_bytes: usize::try_from(self.outbound_limit / 4).unwrap_or(usize::MAX),
             leg_queue_limit: self.leg_queue_limit,
             stuck_after: self.stuck_after,
+            durable_all: self.durable == Durable::All,
             handle_timeout: self.handle_timeout,
             reattach: self.reattach,
             dead_ttl: self.dead_ttl,

@@ -49,7 +49,7 @@ mod tasks;
 mod throttle;
 pub mod units;
 
-pub use config::{Config, ConfigError, Dispatch, Sync};
+pub use config::{Config, ConfigError, Dispatch, Durable, Sync};
 pub use error::StartError;
 pub use listen::{ListenError, parse_listen};
 pub use server::{Builder, Crashed, Ended, Handle, LEAST_OPEN_FILES, Server};

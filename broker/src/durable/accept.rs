@@ -59,6 +59,10 @@ impl Broker {
         let most = self.config.max_ttl;
         let ttl = |ms: u32| Duration::from_millis(u64::from(ms)).min(most);
         let ttl = if asked.ttl_ms == 0 { DEFAULT_TTL.min(most) } else { ttl(asked.ttl_ms) };
+        // Who did not ask for durability waits no longer than for a plain request, and cannot say that it has the reply.
+        let made = asked.flags.has(RequestFlags::MADE_DURABLE).then(|| self.deadline(asked, speaks));
+        let ttl = made.as_ref().map_or(ttl, |deadline| deadline.at.since(self.now.mono));
+        let ends_with = made.map_or(Code::Expired, |deadline| deadline.ends_with);
         // Nothing of the timeout is in the log: it only ends the requester's own waiting.
         let (number, flags) = (asked.number, asked.flags);
         let content = std::mem::take(&mut asked.content);
@@ -82,7 +86,7 @@ impl Broker {
             count: self.request_count,
             received: self.now,
             deadline: self.now.mono + ttl,
-            ends_with: Code::Expired,
+            ends_with,
             timer,
             delivered_after_ms: u32::MAX,
             kept: None,
@@ -157,7 +161,9 @@ impl Broker {
         if conn.and_then(|conn| self.connection(conn)).is_some_and(|conn| conn.speaks == Speaks::Json) {
             let tag = self.requests.get(key).map(|request| self.tag_of(request)).unwrap_or_default();
             // Older clients stop listening for the reply when they see this; they do not ask for durability.
-            if let Some(conn) = conn.filter(|_| !tag.is_empty()) {
+            let asked = |request: &Request| !request.flags.has(RequestFlags::MADE_DURABLE);
+            let asked = self.requests.get(key).is_some_and(asked);
+            if let Some(conn) = conn.filter(|_| asked && !tag.is_empty()) {
                 self.send(conn, ServerMessage::Accepted { upto: number, tag });
             }
         } else if let Some(session) = self.sessions.get_mut(session_key) {

@@ -3,7 +3,7 @@
 use ringpost_protocol::{
     Code, Content,
     limits::MIN_COUNTED_BYTES,
-    message::{Reply, ServerMessage, Tag},
+    message::{Reply, RequestFlags, ServerMessage, Tag},
 };
 
 use super::{Decided, Durable, Gate};
@@ -165,7 +165,17 @@ impl Broker {
             }
             self.send(conn, ServerMessage::Reply(reply));
         }
+        if self.will_not_acknowledge(conn, key) {
+            return self.finish(key);
+        }
         self.close_if_session_finished(session_key);
+    }
+
+    /// JSON clients that did not ask for durability know no word for "I have it".
+    fn will_not_acknowledge(&self, conn: ConnId, key: Key<Request>) -> bool {
+        let made = |request: &Request| request.flags.has(RequestFlags::MADE_DURABLE);
+        self.requests.get(key).is_some_and(made)
+            && self.connection(conn).is_some_and(|connection| connection.speaks == crate::Speaks::Json)
     }
 
     /// A decided request's outcome, as it goes to the requester.

@@ -45,6 +45,7 @@ impl Client {
         let returns = self.session.welcomed(&welcome, self.requests.has_durable());
         self.link.ready(welcome.ping_interval_ms, welcome.max_payload, now);
         self.requests.number_from(welcome.next_number);
+        self.requests.durable_all = welcome.durable_all;
         self.tell(Event::Connected {
             server_id: welcome.server_id,
             boot: welcome.boot,

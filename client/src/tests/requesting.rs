@@ -225,3 +225,27 @@ fn progress_names_the_token() {
     let outputs = rig.receive(ServerMessage::Progress(progress));
     assert_eq!(outputs, [Output::Progress { token: 9, content: Content::default() }]);
 }
+
+/// To a server that treats everything as durable, the client does so too: what waited for the connection, and what comes later,
+/// and nothing that cannot be.
+#[test]
+fn a_server_may_make_everything_durable() {
+    let mut rig = Rig::new(super::sessions::named());
+    rig.request(plain(), 1);
+    rig.client.connected(rig.now);
+    rig.outputs();
+    let ServerMessage::Welcome(welcome) = welcome() else { unreachable!() };
+    let outputs = rig.receive(ServerMessage::Welcome(Welcome { durable_all: true, ..welcome }));
+    assert!(requests(&outputs)[0].flags.has(RequestFlags::DURABLE));
+    rig.request(plain(), 2);
+    rig.request(spec(RequestFlags::BROADCAST), 3);
+    let outputs = rig.outputs();
+    let flags: Vec<_> = requests(&outputs).iter().map(|request| request.flags).collect();
+    assert_eq!(flags, [RequestFlags::DURABLE, RequestFlags::BROADCAST]);
+    assert_eq!(requests(&outputs)[0].ttl_ms, requests(&outputs)[0].timeout_ms);
+    // After a restart they are asked for, not given up.
+    let outputs = super::sessions::come_back(&mut rig, 6, 1);
+    assert!(outputs.iter().any(|output| {
+        matches!(output, Output::Send(ClientMessage::Resume(resume)) if resume.open == [1, 2])
+    }));
+}

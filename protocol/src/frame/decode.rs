@@ -54,7 +54,7 @@ pub fn decode_server(frame: Bytes) -> Result<Option<ServerMessage>, WireError> {
         kind::DELIVER => ServerMessage::Deliver(decode_deliver(head, frame)?),
         kind::REPLY => ServerMessage::Reply(decode_reply(head, frame)?),
         kind::ACCEPTED => ServerMessage::Accepted { upto: head.number, tag: Tag::new() },
-        kind::WELCOME => ServerMessage::Welcome(decode_welcome(&frame)?),
+        kind::WELCOME => ServerMessage::Welcome(decode_welcome(head, &frame)?),
         kind::REGISTERED => ServerMessage::Registered { registration: registration(head.number)? },
         kind::CANCEL => ServerMessage::Cancel { delivery: head.number, tag: Tag::new() },
         kind::LEGS => {
@@ -234,7 +234,7 @@ fn decode_hello(head: Head, frame: &Bytes) -> Result<Hello, WireError> {
     })
 }
 
-fn decode_welcome(frame: &Bytes) -> Result<Welcome, WireError> {
+fn decode_welcome(head: Head, frame: &Bytes) -> Result<Welcome, WireError> {
     use layout::welcome as at;
     let fixed: &[u8; at::SIZE] = fixed(frame, "welcome")?;
     let (server_id, end) =
@@ -247,6 +247,7 @@ fn decode_welcome(frame: &Bytes) -> Result<Welcome, WireError> {
         next_number: u64_at(fixed, at::NEXT_NUMBER),
         max_payload: u32_at(fixed, at::MAX_PAYLOAD),
         ping_interval_ms: u32_at(fixed, at::PING_INTERVAL),
+        durable_all: head.flags & layout::WELCOME_DURABLE != 0,
         headers: frame.slice(end..),
     })
 }

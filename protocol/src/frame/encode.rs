@@ -207,7 +207,8 @@ fn encode_welcome(welcome: &Welcome, out: &mut Outgoing) {
     put(&mut fixed, at::MAX_PAYLOAD, welcome.max_payload.to_le_bytes());
     put(&mut fixed, at::PING_INTERVAL, welcome.ping_interval_ms.to_le_bytes());
     fixed[at::SERVER_ID_LENGTH] = welcome.server_id.len() as u8;
-    frame(kind::WELCOME, 0, 0, &fixed, &[&welcome.server_id, &welcome.headers], out);
+    let flags = if welcome.durable_all { layout::WELCOME_DURABLE } else { 0 };
+    frame(kind::WELCOME, flags, 0, &fixed, &[&welcome.server_id, &welcome.headers], out);
 }
 
 fn encode_register(register: &Register, out: &mut Outgoing) {

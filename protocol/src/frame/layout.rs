@@ -2,6 +2,8 @@
 
 /// Flag of `hello`: the client wants to be told the receivers.
 pub const HELLO_WATCH: u8 = 1;
+/// Flag of `welcome`: all requests and sends are durable.
+pub const WELCOME_DURABLE: u8 = 1;
 /// Flag of `resume`: the client takes what is kept for earlier processes, too.
 pub const RESUME_UNCLAIMED: u8 = 1;
 /// Flag of `reply`: it is a leg of a broadcast.

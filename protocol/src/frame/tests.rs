@@ -158,8 +158,14 @@ fn server_message() -> impl Strategy<Value = ServerMessage> {
     prop_oneof![
         deliver,
         reply,
-        (any::<[u64; 4]>(), any::<[u32; 2]>(), bytes(255), bytes(99)).prop_map(
-            |([boot, epoch, tenure, next_number], [max_payload, ping_interval_ms], server_id, headers)| {
+        (any::<[u64; 4]>(), any::<[u32; 2]>(), any::<bool>(), bytes(255), bytes(99)).prop_map(
+            |(
+                [boot, epoch, tenure, next_number],
+                [max_payload, ping_interval_ms],
+                durable_all,
+                server_id,
+                headers,
+            )| {
                 ServerMessage::Welcome(Welcome {
                     server_id,
                     boot,
@@ -168,6 +174,7 @@ fn server_message() -> impl Strategy<Value = ServerMessage> {
                     next_number,
                     max_payload,
                     ping_interval_ms,
+                    durable_all,
                     headers,
                 })
             }

@@ -87,6 +87,7 @@ pub(crate) fn server(message: &Value) -> ServerMessage {
             next_number: number(message, "nextNumber"),
             max_payload: number(message, "maxPayload") as u32,
             ping_interval_ms: number(message, "pingIntervalMs") as u32,
+            durable_all: message["durableAll"] == true,
             headers: headers(message),
         }),
         "registered" => ServerMessage::Registered { registration: number(message, "registration") as u32 },
