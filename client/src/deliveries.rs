@@ -202,7 +202,9 @@ impl Deliveries {
 
     /// The broker has the effect of all answers up to this one.
     pub(crate) fn acknowledged(&mut self, sequence: u64) {
-        while self.unacknowledged.pop_front_if(|answer| answer.sequence <= sequence).is_some() {}
+        while self.unacknowledged.front().is_some_and(|answer| answer.sequence <= sequence) {
+            self.unacknowledged.pop_front();
+        }
     }
 
     /// A broker says welcome. The boot and the numbers of deliveries that it may take back, if it is not the one that knows
