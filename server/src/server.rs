@@ -148,8 +148,12 @@ impl Builder {
                     // Nobody who waits for it any more: then `Handle` is gone, and its stop is on its way.
                     listening.send(Ok(addresses.to_vec())).ok();
                 });
-                if let Err(error) = ended {
-                    started.send(Err(error)).ok();
+                match ended {
+                    Ok(ended) => Some(ended),
+                    Err(error) => {
+                        started.send(Err(error)).ok();
+                        None
+                    }
                 }
             })
             .map_err(|cause| StartError::System { what: "starting a thread", cause })?;
@@ -174,7 +178,7 @@ impl Builder {
 pub struct Handle {
     addresses: Vec<SocketAddr>,
     commands: UnboundedSender<Command>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<Option<Ended>>>,
 }
 
 /// The server's thread panicked: a bug. What happened stands on stderr.
@@ -204,12 +208,14 @@ impl Handle {
         drop(self);
     }
 
-    /// Waits for its end, after [`Handle::drain`].
+    /// Waits for its end, after [`Handle::drain`] or because its disk fails, and says which it was.
     ///
     /// # Errors
     /// [`Crashed`].
-    pub fn wait(mut self) -> Result<(), Crashed> {
-        self.thread.take().map_or(Ok(()), |thread| thread.join().map_err(|_| Crashed))
+    pub fn wait(mut self) -> Result<Ended, Crashed> {
+        // `None` only of a server that did not start, and of that there is no handle.
+        let ended = self.thread.take().and_then(|thread| thread.join().transpose());
+        ended.unwrap_or(Ok(Ended::Stopped)).map_err(|_| Crashed)
     }
 
     fn tell(&self, command: Command) {

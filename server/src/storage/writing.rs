@@ -9,7 +9,7 @@ use ringpost_broker::log::{
 use ringpost_io::{
     directory::Directory,
     file::{File, Open},
-    file_error::FileError,
+    file_error::{FileError, FileOperation},
 };
 
 /// The data directory, and the segments that are written to.
@@ -26,10 +26,10 @@ impl Performer {
 
     /// Does one thing. What is under way together may end in any order.
     pub(crate) async fn perform(&self, action: Action) -> Result<(), Fault> {
-        let sync = matches!(action, Action::Sync { .. } | Action::SyncDirectory);
-        self.try_to(action).await.map_err(|error| match error.is_full() && !sync {
-            true => Fault::NoSpace,
-            false => Fault::Disk(error.to_string()),
+        self.try_to(action).await.map_err(|error| {
+            // What a failed sync has lost is not known, whatever it calls the reason: room does not bring it back.
+            let synced = matches!(error.operation, FileOperation::SyncData | FileOperation::SyncAll);
+            if error.is_full() && !synced { Fault::NoSpace } else { Fault::Disk(error.to_string()) }
         })
     }
 

@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each file of tests uses a part of it")]
 
 use std::{
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
     time::{Duration, Instant},
 };
@@ -11,7 +11,7 @@ use bytes::BytesMut;
 use ringpost_protocol::{
     Content, Outgoing,
     frame::{self, FrameReader, Preface},
-    message::{Answer, ClientMessage, Hello, Register, Request, ServerMessage},
+    message::{Answer, ClientMessage, Hello, Register, Request, ServerMessage, Speaker},
 };
 use ringpost_server::{Builder, Handle, Server};
 use serde_json::Value;
@@ -128,9 +128,19 @@ impl Binary {
 
     /// Says hello.
     pub(crate) fn over(socket: TcpStream) -> Self {
+        Self::greet(socket, Hello::default())
+    }
+
+    /// Connects as the one process that speaks for a session.
+    pub(crate) fn connect_as(server: &Handle, session: &'static str) -> Self {
+        let speaker = Speaker { instance: 1, connection: 1 };
+        Self::greet(connect(server), Hello { session: session.into(), speaker, ..Hello::default() })
+    }
+
+    fn greet(socket: TcpStream, hello: Hello) -> Self {
         let mut client = Self { socket, buffer: BytesMut::new() };
         client.socket.write_all(&Preface::plain().encode()).unwrap();
-        client.say(&ClientMessage::Hello(Hello::default()));
+        client.say(&ClientMessage::Hello(hello));
         client.hear_preface();
         assert!(matches!(client.hear(), ServerMessage::Welcome(_)));
         client
@@ -181,21 +191,34 @@ impl Binary {
         self.hear_or_end().expect("the server closed the connection")
     }
 
-    /// The next message that is neither an acceptance nor a ping, which is answered; `None` at the end.
+    /// The next message that is neither an acceptance nor a ping; `None` at the end.
     pub(crate) fn hear_or_end(&mut self) -> Option<ServerMessage> {
+        loop {
+            match self.hear_all_or_end() {
+                Some(ServerMessage::Accepted { .. } | ServerMessage::Acknowledge { .. }) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// The next message that is not a ping, which is answered; `None` at the end.
+    pub(crate) fn hear_all_or_end(&mut self) -> Option<ServerMessage> {
         let reader = FrameReader::new(1 << 30);
         let until = Instant::now() + DEADLINE;
         loop {
             if let Some(frame) = reader.next(&mut self.buffer).unwrap() {
                 match frame::decode_server(frame).unwrap().unwrap() {
-                    ServerMessage::Accepted { .. } | ServerMessage::Acknowledge { .. } => continue,
                     ServerMessage::Ping(token) => self.say(&ClientMessage::Pong(token)),
                     message => return Some(message),
                 }
             }
             assert!(Instant::now() < until, "nothing but pings for {DEADLINE:?}");
             let mut piece = [0; 65536];
-            let read = self.socket.read(&mut piece).unwrap();
+            let read = match self.socket.read(&mut piece) {
+                // A reset is an end too.
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => 0,
+                read => read.unwrap(),
+            };
             if read == 0 {
                 return None;
             }
