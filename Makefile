@@ -53,7 +53,7 @@ instructions-record: ## the same, written to bench/INSTRUCTIONS.json
 	$(CARGO) build --release --locked -p ringpost-bench
 	target/release/ringpost-bench instructions --record
 
-fuzz: ## TARGET=frames|json|broker|client SECONDS=n: libFuzzer; needs nightly and cargo-fuzz
+fuzz: ## TARGET=frames|json|broker|client|records|recovery|damage SECONDS=n: libFuzzer; needs nightly and cargo-fuzz
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || { echo "cargo-fuzz is not here: cargo install cargo-fuzz"; exit 69; }
 	$(CARGO) run --quiet --locked -p ringpost-fuzz-targets --bin fuzz-seeds fuzz/corpus
 	$(CARGO) +nightly fuzz run $(TARGET) -- -max_total_time=$(SECONDS)

@@ -1,4 +1,4 @@
-//! What no bytes may do to the codecs and the cores.
+//! What no bytes may do to the codecs, the cores and the log.
 //!
 //! A target is a function from bytes. It panics when something that must hold does not: libFuzzer looks for such bytes
 //! (`cargo fuzz run NAME`, see fuzz/README.md), and this crate's tests try some at each run of the test suite.
@@ -9,6 +9,9 @@
 //! | [`json`] | a JSON client's stream, in one piece and in many |
 //! | [`broker`] | choices: who connects, says what, and when time passes |
 //! | [`client`] | choices: what the application wants, the server says, and when connections break |
+//! | [`records`] | the body of a record of the log, a whole record, or the header of a file |
+//! | [`recovery`] | the files in a data directory |
+//! | [`damage`] | choices: how a log was written, and which bytes of it were changed |
 //!
 //! [`seeds`] has bytes to begin with.
 
@@ -21,16 +24,29 @@ mod choices;
 mod client;
 mod frames;
 mod json;
+mod logs;
+mod records;
+mod recovery;
 mod seeds;
 
 pub use broker::broker;
 pub use client::client;
 pub use frames::frames;
 pub use json::json;
+pub use records::records;
+pub use recovery::{damage, recovery};
 pub use seeds::seeds;
 
 /// A target, by the name that `cargo fuzz run` knows it by.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 4] = [("frames", frames), ("json", json), ("broker", broker), ("client", client)];
+pub const TARGETS: [Target; 7] = [
+    ("frames", frames),
+    ("json", json),
+    ("broker", broker),
+    ("client", client),
+    ("records", records),
+    ("recovery", recovery),
+    ("damage", damage),
+];

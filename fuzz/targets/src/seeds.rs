@@ -1,8 +1,16 @@
-//! Inputs to begin with: the wire's test vectors, and histories without a plan.
+//! Inputs to begin with: the wire's test vectors, histories without a plan, small logs, and a record of each kind.
 
 use std::{fs, path::Path};
 
 use anyhow::{Context, ensure};
+use bytes::BytesMut;
+use ringpost_broker::log::{
+    Kind, Record, Seal, Sequence,
+    body::{Boot, Dead, Delivered, Done, Lost, Mark, Moved, Reply, Retry},
+    record::{RECORD_HEADER_BYTES, encode},
+};
+
+use crate::logs;
 
 /// Inputs for a target, with a name for each: of the codecs' targets the vectors of their dialect, of the others bytes
 /// that are as good as random, and always the same.
@@ -26,9 +34,60 @@ pub fn seeds(target: &str) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
                 [&[9, 250], client].concat(),
             ])
         }),
-        "broker" | "client" => Ok((0..32).map(|seed| (format!("any-{seed}"), any_bytes(seed))).collect()),
+        "records" => Ok(records()),
+        "recovery" => {
+            let input = |seed, mended| logs::to_input(&logs::history(&any_bytes(seed)[..400]), mended);
+            Ok((0..16).map(|seed| (format!("log-{seed}"), input(seed, seed % 2 == 1))).collect())
+        }
+        "broker" | "client" | "damage" => {
+            Ok((0..32).map(|seed| (format!("any-{seed}"), any_bytes(seed))).collect())
+        }
         other => anyhow::bail!("there is no target {other:?}"),
     }
+}
+
+/// A body of each kind, behind the bytes that say which it is and that its first byte is changed.
+fn records() -> Vec<(String, Vec<u8>)> {
+    let request = Record::Request(logs::sample_request(9, b"{\"data\":1}"));
+    let (inner, sequence) = (body_of(&request), Sequence(5));
+    let all = [
+        Record::Boot(Boot { boot: 1, wall_ms: 2 }),
+        Record::Delivered(Delivered {
+            count: 9,
+            boot: 1,
+            delivery: 3,
+            wall_ms: 4,
+            attempt: 1,
+            session: b"handler",
+        }),
+        Record::Reply(Reply {
+            count: 9,
+            wall_ms: 5,
+            code: 0,
+            attempt: 1,
+            delivered_after_ms: 1,
+            handled_after_ms: 2,
+            own_code: b"",
+            options: b"{}",
+            headers: b"",
+            payload: b"[1,2,3]",
+        }),
+        Record::Done(Done { count: 9 }),
+        Record::Retry(Retry { count: 9, not_before_ms: 7, attempt: 2, message: b"not now" }),
+        Record::Dead(Dead { count: 9, wall_ms: 8, code: 1, attempt: 5, message: b"never" }),
+        Record::Mark(Mark { upto: sequence }),
+        Record::Moved(Moved { sequence, kind: Kind::Request, body: &inner }),
+        Record::Lost(Lost { through: sequence, filler: 0 }),
+        request,
+    ];
+    let input = |record: &Record<'_>| [&[record.kind() as u8, 0, 0, 0], &body_of(record)[..]].concat();
+    all.iter().map(|record| (record.kind().name().to_owned(), input(record))).collect()
+}
+
+fn body_of(record: &Record<'_>) -> Vec<u8> {
+    let mut bytes = BytesMut::new();
+    encode(&mut bytes, &Seal::default(), Sequence(0), record);
+    bytes[RECORD_HEADER_BYTES..RECORD_HEADER_BYTES + record.body_bytes()].to_vec()
 }
 
 type Inputs = Vec<Vec<u8>>;

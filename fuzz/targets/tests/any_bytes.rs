@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use proptest::{collection::vec, prelude::*};
-use ringpost_fuzz_targets::{TARGETS, broker, client, frames, json, seeds};
+use ringpost_fuzz_targets::{TARGETS, broker, client, damage, frames, json, records, recovery, seeds};
 
 /// Every target survives its seeds, and what begins like them.
 #[test]
@@ -101,5 +101,41 @@ proptest! {
     #[test]
     fn any_history_of_a_client(input in vec(any::<u8>(), 0..3000)) {
         client(&input);
+    }
+
+    /// Bodies of records of the log, of every kind.
+    #[test]
+    fn any_record(kind in any::<u8>(), place in any::<[u8; 3]>(), body in vec(any::<u8>(), 0..200)) {
+        records(&[&[kind], &place[..], &body[..]].concat());
+    }
+
+    /// Directories of any files, and good logs with a few bytes changed.
+    #[test]
+    fn any_data_directory(
+        mended in any::<u8>(),
+        files in vec((any::<u8>(), vec(any::<u8>(), 0..300)), 0..5),
+        seed in any::<prop::sample::Index>(),
+        changes in vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+    ) {
+        let mut input = vec![mended];
+        for (name, content) in files {
+            input.push(name);
+            input.extend_from_slice(&(content.len() as u16).to_le_bytes());
+            input.extend_from_slice(&content);
+        }
+        recovery(&input);
+        let logs = seeds("recovery").unwrap();
+        let mut input = seed.get(&logs).1.clone();
+        for (place, byte) in changes {
+            let place = place.index(input.len());
+            input[place] = byte;
+        }
+        recovery(&input);
+    }
+
+    /// Damaged logs.
+    #[test]
+    fn any_damage(input in vec(any::<u8>(), 0..1500)) {
+        damage(&input);
     }
 }
