@@ -9,6 +9,8 @@
 mod common;
 
 use std::{
+    collections::hash_map::RandomState,
+    hash::BuildHasher,
     path::Path,
     sync::{
         Arc,
@@ -24,11 +26,16 @@ use common::{
     run, until, wait_until_quiet,
 };
 use ringpost::Client;
+use rustix::process::Signal;
 use tokio::{sync::Notify, time::timeout};
 
 /// How long the crash loop goes on, and how often it strikes at least.
-const CRASH_TIME: Duration = Duration::from_secs(20);
+const CRASH_TIME: Duration = Duration::from_secs(8);
 const CRASHES: u32 = 12;
+/// How many processes of all kinds are killed beside.
+const KILLS: u64 = 60;
+/// Numbers of requests that one process may use.
+const NUMBERS: u64 = 1 << 32;
 
 fn args(directory: &Path) -> Vec<String> {
     let directory = directory.to_str().unwrap().to_owned();
@@ -93,6 +100,88 @@ fn killed_again_and_again() {
     });
     wait_until_quiet(address, 1);
     assert_eq!(server.stats()["now"]["openRequests"], 0, "all of them are done");
+}
+
+/// Servers, handlers and requesters are killed, sixty of them, at random moments under load; requesters come back under their
+/// sessions' names. Whatever was accepted runs, whatever ran is answered, no request has two outcomes, and in the end nothing
+/// is left open and the log is whole.
+#[test]
+fn everybody_is_killed() {
+    let seed = std::env::var("RINGPOST_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed: u64 = seed.unwrap_or_else(|| RandomState::new().hash_one(0));
+    println!("RINGPOST_SEED={seed}");
+    let mut draw = draws(seed);
+    let directory = tempfile::tempdir().unwrap();
+    let mut server = start(directory.path());
+    let address = server.address;
+    let ledger = Ledger::new();
+    let handler = || process::handler(address, "work", ledger.path(), 16, 2);
+    let mut handlers = vec![handler(), handler()];
+    let sessions = ["anna", "bert"];
+    let mut born = 0;
+    let mut heir = |session: usize, window| {
+        born += 1;
+        process::heir(address, "work", ledger.path(), born * NUMBERS, window, sessions[session])
+    };
+    let mut heirs = vec![heir(0, 16), heir(1, 16)];
+    let mut killed = [0; 3];
+    for _ in 0..KILLS {
+        std::thread::sleep(Duration::from_millis(draw(150)));
+        let (whom, which) = (draw(3) as usize, draw(2) as usize);
+        killed[whom] += 1;
+        match whom {
+            0 => {
+                server.process.kill();
+                server = start_again(&server, directory.path());
+            }
+            1 => {
+                handlers[which].kill();
+                handlers[which] = handler();
+            }
+            _ => {
+                heirs[which].kill();
+                heirs[which] = heir(which, 16);
+            }
+        }
+    }
+    assert!(killed.iter().all(|killed| *killed > 5), "some of all kinds: {killed:?}");
+    // The last of each session only collects what the others have left.
+    for which in 0..sessions.len() {
+        heirs[which].kill();
+        heirs[which] = heir(which, 0);
+    }
+    until("all is answered and collected", || server.stats()["now"]["openRequests"] == 0);
+    heirs.into_iter().chain(handlers).for_each(Process::finish);
+    let inheritance = ledger.inheritance();
+    inheritance.assert_whole(&ledger.runs().0);
+    let seen_again = inheritance.outcomes.values().filter(|seen| seen.len() > 1).count();
+    println!(
+        "killed: {} servers, {} handlers, {} requesters; {} sends accepted; {} requests, {} answered, {seen_again} of them \
+         more than once",
+        killed[0],
+        killed[1],
+        killed[2] + sessions.len(),
+        inheritance.accepted.len(),
+        inheritance.asked.len(),
+        inheritance.outcomes.len(),
+    );
+    assert!(
+        inheritance.accepted.len() > 100 && inheritance.outcomes.len() > 100,
+        "there was something to lose"
+    );
+    server.process.signal(Signal::TERM);
+    assert_eq!(server.process.wait().code(), Some(0));
+    assert_eq!(process::command(&["log", "verify", directory.path().to_str().unwrap()]).code(), Some(0));
+}
+
+/// Numbers from 0 up to, not including, a bound; always the same from a seed (SplitMix64).
+fn draws(seed: u64) -> impl FnMut(u64) -> u64 {
+    let mut state = seed;
+    move |bound| {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb) % bound
+    }
 }
 
 /// Sends that were accepted before the server and the requester died are handled after they are back, all of them.

@@ -1,7 +1,7 @@
 //! Load with numbered requests, what became of each, and the ledger in which handlers write what they ran.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::{
@@ -241,6 +241,40 @@ impl Outcomes {
     }
 }
 
+/// What became of the durable requests of sessions whose processes were killed.
+#[derive(Debug, Default)]
+pub struct Inheritance {
+    /// Requests that were made, if not necessarily sent.
+    pub asked: BTreeSet<u64>,
+    /// Sends of which the broker has said that they are accepted.
+    pub accepted: BTreeSet<u64>,
+    /// The replies to each request, by the run that each is from.
+    pub outcomes: BTreeMap<u64, Vec<String>>,
+    /// Lines about what went wrong.
+    pub failed: Vec<String>,
+}
+
+impl Inheritance {
+    /// What a ledger must say of these. Whatever was accepted has run; what has run was answered, if a reply was wanted; and
+    /// all the replies that processes of a session have seen to one request are the same one: it may come again as long as
+    /// the word that somebody has it is not stable.
+    pub fn assert_whole(&self, runs: &BTreeMap<u64, Vec<u16>>) {
+        // A send of which a restarted broker found nothing left: it may have run, says that error, and mostly it has.
+        let lost = |line: &&String| line.starts_with("failed send ") && line.ends_with(" connectionLost");
+        assert_eq!(self.failed.iter().find(|line| !lost(line)), None);
+        for number in &self.accepted {
+            assert!(runs.contains_key(number), "send {number} was accepted and never ran");
+        }
+        for number in runs.keys().filter(|number| self.asked.contains(number)) {
+            assert!(self.outcomes.contains_key(number), "request {number} ran and was never answered");
+        }
+        for (number, outcomes) in &self.outcomes {
+            assert!(runs.contains_key(number), "request {number} has a reply and never ran");
+            assert!(outcomes.iter().all(|run| *run == outcomes[0]), "request {number}: {outcomes:?}");
+        }
+    }
+}
+
 /// A file that handlers and requesters of other processes write to.
 #[derive(Debug)]
 pub struct Ledger {
@@ -278,6 +312,23 @@ impl Ledger {
     /// How often a process ran anything.
     pub fn runs_of(&self, process: u32) -> usize {
         self.runs().1.get(&process).copied().unwrap_or_default()
+    }
+
+    /// What heirs have written.
+    pub fn inheritance(&self) -> Inheritance {
+        let mut inheritance = Inheritance::default();
+        for line in self.lines().lines() {
+            match line.split(' ').collect::<Vec<_>>()[..] {
+                ["asked", number] => drop(inheritance.asked.insert(number.parse().unwrap())),
+                ["accepted", number] => drop(inheritance.accepted.insert(number.parse().unwrap())),
+                ["outcome", number, run] => {
+                    inheritance.outcomes.entry(number.parse().unwrap()).or_default().push(run.to_owned());
+                }
+                ["failed", ..] => inheritance.failed.push(line.to_owned()),
+                _ => {}
+            }
+        }
+        inheritance
     }
 
     /// The codes that each asked request ended with: none, as long as it is open.

@@ -5,11 +5,16 @@
 //! ringpost-test-process command ARGS…                                             as `ringpost ARGS…`
 //! ringpost-test-process handler SERVER ACTION LEDGER CONCURRENCY HOLD_MS
 //! ringpost-test-process requester SERVER ACTION LEDGER FROM WINDOW ATTEMPTS
+//! ringpost-test-process heir SERVER ACTION LEDGER FROM WINDOW SESSION
 //! ```
 //!
-//! Handler and requester write `ready` to their standard output once they are connected, and end when their standard
+//! Handlers and requesters write `ready` to their standard output once they are connected, and end when their standard
 //! input does, which also happens when their test is killed. Lines of a ledger: `ran NUMBER ATTEMPT PID`, `asked NUMBER`,
 //! `ended NUMBER CODE`, where CODE is `ok` or an error's.
+//!
+//! An heir is a requester under a session's name, whose requests and sends are durable, and which collects the replies that
+//! its predecessors did not live to get. It writes `accepted NUMBER` of a send, and of a request's reply, its own or an
+//! inherited one, `outcome NUMBER RUN`, where RUN says which run of the handler it is from; of errors `failed WHAT NUMBER CODE`.
 
 use std::{
     error::Error,
@@ -23,7 +28,7 @@ use std::{
     time::Duration,
 };
 
-use ringpost::{Client, HandlerError, HandlerOptions, Reply, Request};
+use ringpost::{Client, HandlerError, HandlerOptions, Reply, Request, UnclaimedReplies};
 use tokio::io::AsyncReadExt;
 
 /// How soon these clients come back, and how long they wait for a reply.
@@ -31,6 +36,10 @@ const RECONNECT_INTERVAL: Duration = Duration::from_millis(50);
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// A refused request is not followed by the next at once: nobody learns anything from a flood of refusals.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(5);
+/// The header that says which run of a handler a reply is from.
+const RUN: &str = "run";
+/// A durable request whose handlers are killed again and again still gets its reply.
+const MANY_ATTEMPTS: u8 = 200;
 
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
@@ -46,6 +55,9 @@ fn main() -> ExitCode {
         }
         ["requester", server, action, ledger, from, window, attempts] => {
             run(requester(server, action, ledger, from, window, attempts))
+        }
+        ["heir", server, action, ledger, from, window, session] => {
+            run(heir(server, action, ledger, from, window, session))
         }
         _ => Err("see this program's first lines".into()),
     };
@@ -66,14 +78,16 @@ fn run(peer: impl Future<Output = Outcome>) -> Outcome {
 async fn handler(server: &str, action: &str, ledger: &str, concurrency: &str, hold_ms: &str) -> Outcome {
     let ledger = Ledger::open(ledger)?;
     let hold = Duration::from_millis(hold_ms.parse()?);
+    let runs = Arc::new(AtomicU64::new(0));
     let work = move |request: Request| {
         let ledger = ledger.clone();
+        let run = format!("{}-{}", std::process::id(), runs.fetch_add(1, Ordering::Relaxed));
         async move {
             let number: u64 = request.json()?;
             ledger.note(format_args!("ran {number} {} {}", request.attempt(), std::process::id()))?;
             // Not all alike: who sends a request for each reply would send them in batches.
             tokio::time::sleep(hold.mul_f64(0.5 + (number * 7 % 16) as f64 / 16.0)).await;
-            Ok::<_, HandlerError>(Reply::json(&number)?)
+            Ok::<_, HandlerError>(Reply::json(&number)?.with_headers([(RUN, run.as_str())])?)
         }
     };
     let options = HandlerOptions { concurrency: concurrency.parse()?, ..HandlerOptions::default() };
@@ -135,6 +149,70 @@ async fn requester(
     Ok(())
 }
 
+async fn heir(server: &str, action: &str, ledger: &str, from: &str, window: &str, session: &str) -> Outcome {
+    let ledger = Ledger::open(ledger)?;
+    let window: u32 = window.parse()?;
+    let next = Arc::new(AtomicU64::new(from.parse()?));
+    let builder = Client::builder(server).reconnect_interval(RECONNECT_INTERVAL);
+    let client = builder.session(session).unclaimed_replies(true).connect().await?;
+    ready()?;
+    let inherited = tokio::spawn(collect(client.unclaimed_replies(), ledger.clone()));
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let workers: Vec<_> = (0..window)
+        .map(|worker| {
+            let (client, ledger, next, stopped) =
+                (client.clone(), ledger.clone(), next.clone(), stopped.clone());
+            let action = action.to_owned();
+            tokio::spawn(async move {
+                while !*stopped.borrow() {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    let noted = if worker % 2 == 0 {
+                        ledger.note(format_args!("asked {number}"))?;
+                        let request = client.request(&action, &number).durable().max_attempts(MANY_ATTEMPTS);
+                        let outcome = request.timeout(TIMEOUT).await;
+                        outcome.map(|reply| ledger.note_outcome(&reply)).map_err(|error| error.code())
+                    } else {
+                        let send = client.send(&action, &number).durable().max_attempts(MANY_ATTEMPTS);
+                        let accepted = send.timeout(TIMEOUT).await;
+                        accepted
+                            .map(|_| ledger.note(format_args!("accepted {number}")))
+                            .map_err(|error| error.code())
+                    };
+                    match noted {
+                        Ok(noted) => noted?,
+                        Err(code) => {
+                            let what = if worker % 2 == 0 { "request" } else { "send" };
+                            ledger.note(format_args!("failed {what} {number} {code}"))?;
+                            tokio::time::sleep(PAUSE_AFTER_ERROR).await;
+                        }
+                    }
+                }
+                std::io::Result::Ok(())
+            })
+        })
+        .collect();
+    wait_for_end().await?;
+    stop.send(true)?;
+    for worker in workers {
+        worker.await??;
+    }
+    client.close().await;
+    inherited.await??;
+    Ok(())
+}
+
+/// Notes the replies of a session's earlier processes, until the client is closed.
+async fn collect(mut unclaimed: UnclaimedReplies, ledger: Ledger) -> std::io::Result<()> {
+    while let Some(unclaimed) = unclaimed.next().await {
+        match unclaimed.result {
+            Ok(reply) => ledger.note_outcome(&reply)?,
+            // The data that would say which request it was is in the reply that there is not.
+            Err(error) => ledger.note(format_args!("failed inherited - {}", error.code()))?,
+        }
+    }
+    Ok(())
+}
+
 fn ready() -> std::io::Result<()> {
     let mut out = std::io::stdout();
     out.write_all(b"ready\n")?;
@@ -152,6 +230,13 @@ struct Ledger(Arc<File>);
 impl Ledger {
     fn open(path: &str) -> std::io::Result<Self> {
         Ok(Self(Arc::new(File::options().create(true).append(true).open(path)?)))
+    }
+
+    /// A reply, by its data the request's number.
+    fn note_outcome(&self, reply: &Reply) -> std::io::Result<()> {
+        let number = reply.data::<u64>().map_err(std::io::Error::other)?;
+        let run = reply.header(RUN).unwrap_or("none");
+        self.note(format_args!("outcome {number} {run}"))
     }
 
     fn note(&self, line: std::fmt::Arguments<'_>) -> std::io::Result<()> {

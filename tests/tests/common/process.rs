@@ -186,6 +186,28 @@ pub fn requester(
     process
 }
 
+/// A requester under a session's name, whose requests are durable; it collects the replies to those of its predecessors.
+pub fn heir(
+    server: SocketAddr,
+    action: &str,
+    ledger: &Path,
+    from: u64,
+    window: u32,
+    session: &str,
+) -> Process {
+    let (server, ledger) = (server.to_string(), ledger.to_str().unwrap());
+    let (from, window) = (from.to_string(), window.to_string());
+    let process = Process::start("an heir", &["heir", &server, action, ledger, &from, &window, session]);
+    process.says("ready").expect("it connects");
+    process
+}
+
+/// `ringpost ARGS…`, to its end.
+pub fn command(args: &[&str]) -> ExitStatus {
+    let all: Vec<_> = ["command"].iter().chain(args).copied().collect();
+    Process::start("`ringpost`", &all).wait()
+}
+
 /// SIGKILL for a process that was started by one of ours.
 pub fn kill(id: u32) {
     kill_process(Pid::from_raw(id.cast_signed()).unwrap(), Signal::KILL).unwrap();
