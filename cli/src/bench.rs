@@ -35,6 +35,8 @@ use crate::{
 
 /// Open files of a run beside its connections: those of runtime, epoll, the server's pipe and /proc, with some to spare.
 const OTHER_OPEN_FILES: u64 = 32;
+/// A free port that only this machine can reach.
+const ANY_PORT: &str = "127.0.0.1:0";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -132,7 +134,7 @@ pub(crate) fn run(args: &BenchArgs, server: &ServerArgs) -> Outcome {
     let disk = if args.spawn && args.durable { Some(own_disk()?) } else { None };
     let storage = disk.as_ref().map_or_else(Vec::new, |disk| storage(disk, args.sync.as_deref()));
     // Kept until the end: dropping it ends the server.
-    let spawned = if args.spawn { Some(spawn_server_with(cores.server, &storage)?) } else { None };
+    let spawned = if args.spawn { Some(spawn_server_with(cores.server, ANY_PORT, &storage)?) } else { None };
     let address = match &spawned {
         Some(server) => server.address(),
         None => resolve(server)?,
@@ -243,12 +245,17 @@ fn sync(text: &str) -> Result<String, String> {
 
 /// A server in a process of its own, which ends with this one.
 pub(crate) fn spawn_server(core: Option<usize>) -> Outcome<load::Server> {
-    spawn_server_with(core, &[])
+    spawn_server_with(core, ANY_PORT, &[])
 }
 
-fn spawn_server_with(core: Option<usize>, arguments: &[OsString]) -> Outcome<load::Server> {
+/// The same at an address, with more arguments.
+pub(crate) fn spawn_server_with(
+    core: Option<usize>,
+    listen: &str,
+    arguments: &[OsString],
+) -> Outcome<load::Server> {
     let mut command = own_command()?;
-    command.args(["serve", "--listen", "127.0.0.1:0", "--log", "warn"]).arg("--parent");
+    command.args(["serve", "--listen", listen, "--log", "warn"]).arg("--parent");
     command.arg(std::process::id().to_string());
     command.args(arguments);
     // A terminal's Ctrl-C is meant for this process, which ends the server when it is done.

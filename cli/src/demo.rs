@@ -1,5 +1,6 @@
 //! `ringpost demo`: what Ringpost does, shown on a server of its own.
 
+mod durable;
 mod narrator;
 mod play;
 mod troupe;
@@ -12,7 +13,7 @@ use crate::{
     signals::Stop,
 };
 
-/// Show what Ringpost does, in a few seconds: server, handlers, requests, broadcast, a killed handler, a burst of load
+/// Show what Ringpost does, in a few seconds: requests, broadcast, a killed handler, a killed server, a burst of load
 ///
 /// It starts a server on a free port, and everything that it starts is gone when it ends.
 #[derive(Debug, Args)]

@@ -10,9 +10,10 @@ use ringpost::{Client, ErrorKind};
 use serde_json::json;
 
 use super::{
+    durable,
     narrator::Narrator,
     troupe::{
-        PATIENCE, SlowHandler, Sum, adding_handler, client, handled, held, named_handler, say_as_nc,
+        PATIENCE, SlowHandler, Sum, adding_handler, client, handled, named_handler, say_as_nc, stat,
         went_wrong,
     },
 };
@@ -43,6 +44,7 @@ pub(super) async fn perform() -> Outcome {
     first_example(&mut tell, &client, address).await?;
     three_handlers(&mut tell, &client, address).await?;
     killed_handler(&mut tell, &client, address).await?;
+    durable::killed_server(&mut tell, cores).await?;
     burst(&mut tell, &server, cores).await?;
     client.close().await;
     drop(server);
@@ -134,7 +136,7 @@ async fn killed_handler(tell: &mut Narrator, client: &Client, server: SocketAddr
     handled(client, ACTION).await?;
     let request = |text: &str| client.request(ACTION, &json!(text)).timeout(Duration::from_secs(10));
     let story = async {
-        held(client, 2).await?;
+        stat(client, "openDeliveries", 2).await?;
         tell.say("It holds both. Another handler, a quick one, registers the same action.")?;
         let quick = named_handler(server, ACTION, "the quick handler").await?;
         tell.command(&format!("kill -9 {}", slow.pid()))?;

@@ -138,13 +138,13 @@ pub(super) async fn handled(client: &Client, action: &str) -> Outcome {
         .unwrap_or_else(|_| Err(went_wrong(format_args!("no handler of `{action}` came"))))
 }
 
-/// Waits until handlers hold so many requests.
-pub(super) async fn held(client: &Client, requests: u64) -> Outcome {
+/// Waits until one of the server's figures is so high: `openRequests`, or the `openDeliveries` that handlers hold.
+pub(super) async fn stat(client: &Client, name: &str, at_least: u64) -> Outcome {
     let holding = async {
         loop {
             let reply = client.request_bytes("$sys.stats", "null").await.map_err(went_wrong)?;
             let stats: serde_json::Value = reply.data().map_err(went_wrong)?;
-            if stats["now"]["openDeliveries"].as_u64() >= Some(requests) {
+            if stats["now"][name].as_u64() >= Some(at_least) {
                 return Ok(());
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -152,5 +152,5 @@ pub(super) async fn held(client: &Client, requests: u64) -> Outcome {
     };
     tokio::time::timeout(PATIENCE, holding)
         .await
-        .unwrap_or_else(|_| Err(went_wrong("the requests did not reach their handler")))
+        .unwrap_or_else(|_| Err(went_wrong(format_args!("{name} did not become {at_least}"))))
 }

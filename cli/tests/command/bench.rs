@@ -4,7 +4,7 @@ use std::os::unix::process::CommandExt;
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use crate::harness::{Process, Server, ringpost, run, with_open_files};
+use crate::harness::{Ended, Process, Server, ringpost, run, with_open_files};
 
 /// It measures a server that it starts, and prints the figures as JSON.
 #[test]
@@ -47,6 +47,31 @@ fn measures_another_server() {
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert!(ended.stdout.contains("requests/s") && ended.stdout.contains("server CPU"), "{}", ended.stdout);
     assert!(!ended.stdout.contains("not known"), "{}", ended.stdout);
+}
+
+/// Durable requests are measured too, on a server of its own, with every policy, and on another one; and it leaves no data.
+#[test]
+fn measures_durable_requests() {
+    let short = ["--durable", "--duration", "200ms", "--warm-up", "50ms", "--in-flight", "4", "--json"];
+    let check = |ended: Ended| {
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        let outcome: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+        assert!(outcome["requests"].as_u64() > Some(0), "{outcome}");
+        assert_eq!((outcome["errors"].as_u64(), outcome["unanswered"].as_u64()), (Some(0), Some(0)));
+    };
+    for sync in ["always", "interval:50ms", "never"] {
+        let ended = run(&[&["bench", "--spawn", "--sync", sync], &short[..]].concat());
+        let (_, folder) = ended.stderr.split_once("the server's log is in ").unwrap();
+        let folder = folder.split(',').next().unwrap().to_owned();
+        check(ended);
+        assert!(!std::path::Path::new(&folder).exists(), "{folder} is left behind");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::with(&["--data-dir", directory.path().to_str().unwrap()]);
+    check(server.run(&[&["bench"], &short[..]].concat()));
+    let ended = Server::start().run(&[&["bench"], &short[..]].concat());
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert!(ended.stdout.contains("durableUnavailable"), "{}", ended.stdout);
 }
 
 /// Ctrl-C, which a terminal sends to the whole process group, ends it with the figures so far.

@@ -1,5 +1,7 @@
 //! `ringpost demo`: it goes well to its end, and leaves nothing behind when it is interrupted.
 
+use std::path::Path;
+
 use rustix::process::Signal;
 
 use crate::harness::{Process, ringpost, runs, until};
@@ -13,6 +15,9 @@ fn performs() {
     assert!(runs(&server));
     let ended = demo.wait();
     assert_eq!(ended.code, Some(0), "{}\n{}", ended.stdout, ended.stderr);
+    let (_, folder) = ended.stdout.split_once("--data-dir ").unwrap();
+    let folder = Path::new(folder.lines().next().unwrap());
+    assert!(folder.is_absolute() && !folder.exists(), "{} is left behind", folder.display());
     for part in [
         "{\"value\":2} → {\"value\":3}",
         "| nc 127.0.0.1",
@@ -22,6 +27,7 @@ fn performs() {
         "not today",
         "handlerLost",
         "attempt 2",
+        "1000 of 1000 calls have got their own replies",
         "requests answered per second, 0 errors",
     ] {
         assert!(ended.stdout.contains(part), "no {part:?} in:\n{}", ended.stdout);

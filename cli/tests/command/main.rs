@@ -8,6 +8,7 @@
 
 mod bench;
 mod demo;
+mod durable;
 mod handle;
 mod harness;
 mod help;
