@@ -9,13 +9,13 @@ TARGET ?= frames
 PREFIX ?= $(HOME)/.local
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt lint docs bench criterion compare instructions \
+.PHONY: help demo test check fmt lint docs bench criterion compare waiting instructions \
 	instructions-record faults simulate fuzz install clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
 
-demo: ## the main job in 15 seconds: a server, handlers, requests, failures, a burst
+demo: ## the main job in 15 seconds: a server, handlers, requests, failures, a killed server, a burst
 	$(CARGO) run --quiet --release --locked -p ringpost-cli --bin ringpost -- demo
 
 test: ## all tests
@@ -39,6 +39,10 @@ bench: ## figures into bench/RESULTS.md; NATS beside them where nats-server is o
 compare: ## the same; NATS must be there
 	$(CARGO) build --release --locked -p ringpost-cli -p ringpost-bench
 	target/release/ringpost-bench compare --runs $(RUNS) --seconds $(SECONDS) --out bench/RESULTS.md
+
+waiting: ## a million durable requests that wait: memory and disk for each, and the time of a start
+	$(CARGO) build --release --locked -p ringpost-cli -p ringpost-bench
+	target/release/ringpost-bench waiting
 
 criterion: ## micro benches of codec, scanner and core
 	$(CARGO) bench --locked -p ringpost-bench

@@ -153,7 +153,7 @@ fn greet(mut stream: &TcpStream, number: usize) -> anyhow::Result<()> {
 }
 
 /// A process's resident memory in bytes.
-fn resident(pid: u32) -> anyhow::Result<u64> {
+pub(crate) fn resident(pid: u32) -> anyhow::Result<u64> {
     let path = format!("/proc/{pid}/status");
     let status = fs::read_to_string(&path).context(path)?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));

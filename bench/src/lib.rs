@@ -28,4 +28,5 @@ pub mod report;
 pub mod rows;
 pub mod sdk;
 pub mod spread;
+pub mod waiting;
 pub mod work;

@@ -19,6 +19,7 @@ use ringpost_bench::{
     neighbours, recovery,
     report::{self, Circumstances, Results},
     rows::{ROWS, Row},
+    waiting,
 };
 use ringpost_cli::load::Machine;
 
@@ -38,6 +39,12 @@ enum Work {
     Compare(Rows),
     /// Count instructions of the pure crates under callgrind, and compare them with what was recorded.
     Instructions(Instructions),
+    /// Let a million durable requests wait: their memory and disk, and the time of a start.
+    Waiting {
+        /// The ringpost program.
+        #[arg(long, default_value = "target/release/ringpost")]
+        ringpost: PathBuf,
+    },
     /// Do a piece of work so many times: what `instructions` runs under callgrind.
     #[command(hide = true)]
     Repeat { name: String, rounds: u32 },
@@ -114,6 +121,10 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().work {
         Work::Rows(arguments) => run(&arguments, false),
         Work::Compare(arguments) => run(&arguments, true),
+        Work::Waiting { ringpost } => {
+            writeln!(io::stdout(), "{}", waiting::measure(&ringpost)?)?;
+            Ok(())
+        }
         Work::Instructions(arguments) => count_instructions(&arguments),
         Work::Repeat { name, rounds } => instructions::repeat(&name, rounds),
     }

@@ -146,9 +146,9 @@ fn everybody_is_killed() {
     }
     assert!(killed.iter().all(|killed| *killed > 5), "some of all kinds: {killed:?}");
     // The last of each session only collects what the others have left.
-    for which in 0..sessions.len() {
-        heirs[which].kill();
-        heirs[which] = heir(which, 0);
+    for (which, last) in heirs.iter_mut().enumerate() {
+        last.kill();
+        *last = heir(which, 0);
     }
     until("all is answered and collected", || server.stats()["now"]["openRequests"] == 0);
     heirs.into_iter().chain(handlers).for_each(Process::finish);
