@@ -145,7 +145,7 @@ impl Asker {
     /// Comes back with these numbers open, and hears what the broker has of each.
     fn resume(&mut self, open: Vec<u64>) -> Vec<(u64, OpenState)> {
         self.number = open.last().copied().unwrap_or_default();
-        self.client.say(&ClientMessage::Resume(Resume { boot: 1, sequence: 0, open, held: Vec::new() }));
+        self.client.say(&ClientMessage::Resume(Resume { boot: 1, open, ..Resume::default() }));
         loop {
             match self.client.hear_all_or_end().expect("what is open, not the end") {
                 ServerMessage::Resumed { open, .. } => return open,
