@@ -71,9 +71,10 @@ impl Session {
         (self.bytes, self.acknowledge_at) = (0, None);
         if !known {
             (self.received, self.acknowledged) = (0, 0);
-            self.claims.begin(welcome.next_number);
-            let restarted = self.last_boot.is_some_and(|boot| boot != welcome.boot);
-            if welcome.epoch > 1 && durable && restarted {
+            let restarted = welcome.epoch > 1 && self.last_boot.is_some_and(|boot| boot != welcome.boot);
+            // What a restarted broker has from its log may be this process's own as well.
+            self.claims.begin((!restarted).then_some(welcome.next_number));
+            if durable && restarted {
                 return Return::Restarted;
             }
             self.last_boot = Some(welcome.boot);

@@ -41,12 +41,14 @@ impl Claims {
         self.most > 0
     }
 
-    /// The broker begins to count anew; numbers below `next_number` were used by others.
-    pub(crate) fn begin(&mut self, next_number: u64) {
+    /// The broker begins to count anew; numbers below `next_number` were used by others. `None`: as before.
+    pub(crate) fn begin(&mut self, next_number: Option<u64>) {
         self.life += 1;
         (self.given, self.left, self.again, self.replaying) = (0, None, false, false);
         self.untaken.clear();
-        self.below = if self.wanted() { next_number } else { 0 };
+        if let Some(next_number) = next_number.filter(|_| self.wanted()) {
+            self.below = next_number;
+        }
     }
 
     /// What is not acknowledged comes again on this connection.

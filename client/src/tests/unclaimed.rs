@@ -175,6 +175,27 @@ fn an_heirs_own_requests_at_another_broker() {
     assert_eq!(rig.receive(resumed(&[(own, OpenState::Lost)])), []);
 }
 
+/// A restarted broker has this process's own numbers in its log, beside those of earlier ones: an outcome goes to the
+/// request that waits for it, or to nobody if it was told before, and only what an earlier process left is unclaimed.
+#[test]
+fn own_outcomes_are_not_unclaimed_after_a_restart() {
+    let mut rig = inherited(10);
+    let told = rig.sent(RequestFlags::DURABLE, 1);
+    let waits = rig.sent(RequestFlags::DURABLE, 2);
+    assert_eq!(ends(&rig.receive(outcome(told, 1))), [(1, None, true)]);
+    rig.lose("cut");
+    while !matches!(rig.pass(ms(100)).last(), Some(Output::Connect)) {}
+    rig.client.connected(rig.now);
+    rig.outputs();
+    let ServerMessage::Welcome(welcome) = welcome() else { unreachable!() };
+    let next_number = waits + 1;
+    rig.receive(ServerMessage::Welcome(Welcome { boot: 6, epoch: 2, next_number, ..welcome }));
+    rig.receive(resumed(&[(waits, OpenState::Running)]));
+    offered(&mut rig, outcome(7, 1));
+    assert_eq!(rig.receive(outcome(told, 2)), [], "it has it");
+    assert_eq!(ends(&rig.receive(outcome(waits, 3))), [(2, None, true)]);
+}
+
 /// A client that closes says goodbye only when all is taken: else the session waits for the next process.
 #[test]
 fn what_is_untaken_outlives_the_client() {
