@@ -39,6 +39,14 @@ pub enum PlantedBug {
     WrongLegs,
     /// A client that comes back is told that what runs was never seen.
     WrongResume,
+    /// The outcome of a durable request goes out before its record is stable.
+    AnsweredEarly,
+    /// That a durable request is done is not logged.
+    DoneNotLogged,
+    /// Some of what was accepted is not put back after a restart.
+    AcceptanceLost,
+    /// The outcome of a durable request is sent again after it was acknowledged.
+    OutcomeReplayed,
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -438,6 +438,8 @@ impl Broker {
 
     pub(crate) fn acknowledge(&mut self, conn: ConnId, sequence: u64) {
         let key = self.connection(conn).and_then(|connection| connection.session);
+        #[cfg(feature = "planted-bugs")]
+        let told = key.map(|key| self.told_of_durable(key, sequence)).unwrap_or_default();
         if let Some(key) = key {
             self.acknowledge_durable(key, sequence);
         }
@@ -448,8 +450,21 @@ impl Broker {
             }
             self.kept_bytes -= session.outcomes.uncounted_bytes();
             session.outcomes.acknowledge(sequence);
+            #[cfg(feature = "planted-bugs")]
+            for reply in told {
+                session.outcomes.keep(&reply, self.config.outcome_limit_bytes, &mut self.chunk);
+            }
             self.kept_bytes += session.outcomes.uncounted_bytes();
         }
+    }
+
+    /// What [`crate::PlantedBug::OutcomeReplayed`] keeps.
+    #[cfg(feature = "planted-bugs")]
+    fn told_of_durable(&self, key: Key<Session>, sequence: u64) -> Vec<Reply> {
+        let session =
+            self.sessions.get(key).filter(|_| self.config.is_planted(crate::PlantedBug::OutcomeReplayed));
+        let told = session.into_iter().flat_map(|session| session.durable_outcomes.range(..=sequence));
+        told.filter_map(|(_, request)| self.durable_reply(*request)).collect()
     }
 
     /// Sends an outcome to its session's client, and keeps it until the client has acknowledged it.

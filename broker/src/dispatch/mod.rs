@@ -123,7 +123,11 @@ impl Broker {
         let mut heir = handler.action;
         for request in again.into_iter().rev() {
             let name = self.kept_of(request).map(|kept| kept.content.name());
-            match name.and_then(|name| self.action_by_name.get(name)).copied() {
+            let action = name.and_then(|name| self.action_by_name.get(name)).copied();
+            // What is durable waits for a handler to come, also when the last one has left.
+            let durable = self.requests.get(request).is_some_and(Request::is_durable);
+            let name = name.filter(|_| action.is_none() && durable).map(<[u8]>::to_vec);
+            match action.or_else(|| name.map(|name| self.action_for(&name))) {
                 Some(action) => {
                     heir = action;
                     self.enqueue(action, request, true);

@@ -111,8 +111,9 @@ impl Journal {
         let mut body = BytesMut::with_capacity(record.body_bytes());
         record.encode_body(&mut body);
         let moved = Record::Moved(body::Moved { sequence: from.sequence, kind: record.kind(), body: &body });
-        let to = self.append_for(key, &moved);
+        // A log that takes nothing more has no copy: the original lives on, and keeps its segment.
+        let Some(to) = self.append_for(key, &moved) else { return Some(from) };
         self.writer.died(from);
-        to
+        Some(to)
     }
 }

@@ -36,6 +36,8 @@ pub(crate) struct Failure {
     pub(crate) message: Bytes,
     /// When the next attempt may begin; of a dead letter, when it was given up. Milliseconds since the Unix epoch.
     pub(crate) at_ms: u64,
+    /// Which attempt it was that failed: the next one may be under way.
+    pub(crate) attempt: u16,
     /// Set once it is a dead letter: why.
     pub(crate) dead: Option<Code>,
 }
@@ -62,7 +64,8 @@ impl Broker {
         let at_ms = self.now.wall_ms.saturating_add(pause.as_millis() as u64);
         if let Some(durable) = self.durable_mut(key) {
             durable.rest = Some(rest);
-            durable.failure = Some(Failure { message: shortened(content.payload()), at_ms, dead: None });
+            durable.failure =
+                Some(Failure { message: shortened(content.payload()), at_ms, attempt, dead: None });
         }
         self.counters.retried_sends += 1;
         self.log_failure(key);
@@ -125,6 +128,7 @@ impl Broker {
         let Some(request) = self.requests.get_mut(key) else { return };
         let (queued, action, bytes) = (request.is_queued(), request.action, request.content_bytes);
         let (count, session, number, timer) = (request.count, request.session, request.number, request.timer);
+        let attempt = request.attempt;
         request.state = RequestState::Dead;
         request.session = Key::from_raw(u64::MAX);
         self.timers.cancel(timer);
@@ -139,7 +143,7 @@ impl Broker {
         self.forget_former(key);
         if let Some(durable) = self.durable_mut(key) {
             let timers = [durable.lease.take(), durable.rest.take()];
-            durable.failure = Some(Failure { message: shortened(message), at_ms, dead: Some(code) });
+            durable.failure = Some(Failure { message: shortened(message), at_ms, attempt, dead: Some(code) });
             timers.into_iter().for_each(|timer| self.stop_timer(timer));
         }
         self.counters.dead_letters += 1;
@@ -185,7 +189,7 @@ impl Broker {
         let now_ms = self.now.wall_ms;
         let old = self.durable_mut(key).and_then(|durable| {
             durable.expires_ms = now_ms.saturating_add(ttl.as_millis() as u64);
-            durable.failure = Some(Failure { message: Bytes::new(), at_ms: now_ms, dead: None });
+            durable.failure = Some(Failure { message: Bytes::new(), at_ms: now_ms, attempt: 0, dead: None });
             durable.places.request.take()
         });
         self.log_request(key);

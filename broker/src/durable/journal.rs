@@ -153,10 +153,12 @@ impl Broker {
                 session: session.map(|session| session.name.as_ref()).unwrap_or_default(),
             }),
         );
+        // What could not be logged any more takes the place of nothing.
+        let Some(location) = location else { return };
         let kept = request.kept.and_then(|kept| self.kept.get_mut(kept));
         let before = kept
             .and_then(|kept| kept.durable.as_deref_mut())
-            .and_then(|durable| std::mem::replace(&mut durable.places.delivered, location));
+            .and_then(|durable| durable.places.delivered.replace(location));
         before.into_iter().for_each(|before| journal.writer.died(before));
     }
 
@@ -175,8 +177,8 @@ impl Broker {
         let Some(kept) = request.kept.and_then(|kept| self.kept.get_mut(kept)) else { return };
         let Some(durable) = kept.durable.as_deref_mut() else { return };
         let Some(record) = failure_record(request, durable) else { return };
-        let place = journal.append_for(key, &record);
-        let before = std::mem::replace(&mut durable.places.reply, place);
+        let Some(place) = journal.append_for(key, &record) else { return };
+        let before = durable.places.reply.replace(place);
         before.into_iter().for_each(|before| journal.writer.died(before));
     }
 
@@ -196,6 +198,12 @@ impl Broker {
 
     pub(super) fn log_done(&mut self, key: Key<Request>) {
         let places = self.durable_mut(key).map(|durable| std::mem::take(&mut durable.places));
+        #[cfg(feature = "planted-bugs")]
+        if self.config.is_planted(crate::PlantedBug::DoneNotLogged)
+            && self.requests.get(key).is_some_and(Request::wants_reply)
+        {
+            return;
+        }
         let (Some(journal), Some(request)) = (&mut self.journal, self.requests.get(key)) else { return };
         journal.append(&Record::Done(body::Done { count: request.count }));
         self.forget_places(places.unwrap_or_default());
@@ -257,7 +265,7 @@ pub(super) fn reply_record<'a>(
 
 pub(super) fn failure_record<'a>(request: &Request, durable: &'a Durable) -> Option<Record<'a>> {
     let failure = durable.failure.as_ref()?;
-    let (count, attempt, message) = (request.count, request.attempt, &failure.message[..]);
+    let (count, attempt, message) = (request.count, failure.attempt, &failure.message[..]);
     Some(match failure.dead {
         Some(code) => {
             Record::Dead(body::Dead { count, wall_ms: failure.at_ms, code: code.number(), attempt, message })

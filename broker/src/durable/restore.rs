@@ -100,7 +100,8 @@ impl Restore {
                 entry.places.reply.replace(at).into_iter().for_each(died);
                 (entry.attempt, entry.failed) = (retry.attempt, retry.attempt);
                 let message = Bytes::copy_from_slice(retry.message);
-                entry.failure = Some(Failure { message, at_ms: retry.not_before_ms, dead: None });
+                entry.failure =
+                    Some(Failure { message, at_ms: retry.not_before_ms, attempt: retry.attempt, dead: None });
             }
             Record::Dead(dead) => {
                 let entry = self.entry(dead.count);
@@ -108,7 +109,8 @@ impl Restore {
                 (entry.attempt, entry.failed) = (dead.attempt, dead.attempt);
                 let message = Bytes::copy_from_slice(dead.message);
                 let code = Code::from_number(dead.code).unwrap_or(Code::Remote);
-                entry.failure = Some(Failure { message, at_ms: dead.wall_ms, dead: Some(code) });
+                entry.failure =
+                    Some(Failure { message, at_ms: dead.wall_ms, attempt: dead.attempt, dead: Some(code) });
             }
             Record::Claimed(claimed) => {
                 let entry = self.entry(claimed.count);

@@ -76,6 +76,10 @@ impl Broker {
         self.log_boot();
         let mut firsts = BTreeMap::new();
         for (count, mut entry) in restore.entries {
+            #[cfg(feature = "planted-bugs")]
+            if self.config.is_planted(crate::PlantedBug::AcceptanceLost) && count % 3 == 0 {
+                continue;
+            }
             match entry.asked.take() {
                 Some(asked) => self.restore_one(count, asked, entry, &mut firsts),
                 // What is left of one that is done: its `done` went before what it buries was forgotten.
@@ -102,6 +106,8 @@ impl Broker {
             Some(failure) if stage == Stage::Dead => {
                 mono + millis(wall_ms, failure.at_ms) + self.config.dead_ttl
             }
+            // Its client has to come back first, as to any outcome.
+            _ if stage == Stage::Decided => deadline.max(mono + self.config.session_linger),
             _ => deadline,
         };
         let timer = self.timers.insert(ends, Timer::Request(key));

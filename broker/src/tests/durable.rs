@@ -375,6 +375,56 @@ fn only_the_ttl_ends_it() {
     assert_eq!(logged.broker.open_requests(), 0);
 }
 
+/// An outcome that is decided just before the ttl ends reaches its requester, though it is stable only later, and though the
+/// broker is restarted meanwhile: it is to be had for as long as a session without a client.
+#[test]
+fn an_outcome_at_the_last_moment() {
+    let mut logged = Logged::new(Config::default());
+    let (handler, requester) = (logged.handler("sum", 2), logged.named("r"));
+    for number in [1, 2] {
+        logged.request(requester, number, |request| {
+            durable(request);
+            request.ttl_ms = 1000;
+        });
+    }
+    logged.sync();
+    let held = logged.deliveries(handler);
+    logged.pass(Duration::from_millis(990));
+    logged.answered(handler, held[0].delivery, 1);
+    logged.pass(Duration::from_millis(100));
+    assert!(logged.replies(requester).is_empty(), "it is not stable yet");
+    logged.sync();
+    assert_eq!(logged.codes(requester), [(1, None), (2, Some(Code::Expired))]);
+    logged.pass(Duration::from_secs(2));
+    logged.restart();
+    logged.pass(Duration::from_secs(2));
+    let requester = logged.named("r");
+    let states = logged.resume(requester, 1, &[1, 2]);
+    assert_eq!(states, [(1, OpenState::Outcome), (2, OpenState::Outcome)]);
+    assert_eq!(logged.codes(requester), [(1, None), (2, Some(Code::Expired))]);
+    logged.pass(HOUR);
+    assert_eq!(logged.broker.open_requests(), 0);
+}
+
+/// A handler that had deregistered is lost with what it holds, and it was the last of its action: what is durable waits for
+/// another one to come.
+#[test]
+fn lost_with_the_last_handler_that_was_leaving() {
+    let mut logged = Logged::new(Config::default());
+    let (handler, requester) = (logged.handler("sum", 2), logged.named("r"));
+    logged.request(requester, 1, durable);
+    logged.request(requester, 2, durable_send);
+    logged.sync();
+    assert_eq!(logged.deliveries(handler).len(), 2);
+    logged.say(handler, ClientMessage::Deregister(Target::Number(1)));
+    logged.input(Input::Closed { conn: handler });
+    logged.sync();
+    assert!(logged.codes(requester).is_empty());
+    let handler = logged.handler("sum", 2);
+    let again = logged.deliveries(handler);
+    assert_eq!(again.iter().map(|deliver| deliver.attempt).collect::<Vec<_>>(), [2, 2]);
+}
+
 /// A durable request has five attempts, and keeps them over a restart of the broker; then it fails with `handlerLost`.
 #[test]
 fn attempts_are_counted_over_restarts() {
@@ -757,6 +807,80 @@ fn nothing_goes_out_behind_the_end_of_the_log() {
     assert!(logged.replies(requester).is_empty() && logged.take(handler).is_empty());
     logged.restart();
     assert_eq!(logged.broker.open_requests(), 1);
+}
+
+/// Copied forward while the next attempt is under way, the record of a failed attempt still says which one that was: the one
+/// under way is not used up by the restart.
+#[test]
+fn compaction_does_not_use_up_attempts() {
+    let mut logged = Logged::new(Config::default());
+    let (stays, requester) = (logged.named("stays"), logged.named("r"));
+    logged.request(stays, 1, |request| {
+        durable_send(request);
+        request.max_attempts = 2;
+        request.content = Content::from_parts(b"tried", b"", b"", b"1");
+    });
+    logged.sync();
+    let (tried, handler) = (logged.handler("tried", 1), logged.handler("sum", 9));
+    let held = logged.deliveries(tried).remove(0);
+    logged.answer(tried, held.delivery, Verdict::Error);
+    logged.pass(Duration::from_millis(1));
+    assert_eq!(logged.deliveries(tried)[0].attempt, 2);
+    for number in 1..=300_u64 {
+        logged.request(requester, number, durable);
+        logged.sync();
+        let held = logged.deliveries(handler).remove(0);
+        logged.answered(handler, held.delivery, number);
+        logged.sync();
+        let sequence = logged.replies(requester).remove(0).sequence;
+        logged.say(requester, ClientMessage::Acknowledge(Target::Number(sequence)));
+        logged.take(handler);
+    }
+    logged.sync();
+    logged.restart();
+    let tried = logged.handler("tried", 1);
+    assert_eq!(logged.deliveries(tried)[0].attempt, 2);
+}
+
+/// A log that is being stopped takes no copies of what lives in a segment that is mostly dead: that segment stays, and what
+/// lives in it is there after the restart.
+#[test]
+fn compaction_at_the_end_of_the_log_loses_nothing() {
+    for others in 1..=60 {
+        let mut logged = Logged::new(Config::default());
+        let (handler, stays, requester) =
+            (logged.handler("sum", 9), logged.named("stays"), logged.named("r"));
+        logged.request(stays, 1, |request| {
+            durable(request);
+            request.content = Content::from_parts(b"later", b"", b"", b"1");
+        });
+        logged.sync();
+        for number in 1..=others {
+            logged.request(requester, number, durable);
+        }
+        logged.sync();
+        let mut sequence = 0;
+        loop {
+            let held = logged.deliveries(handler);
+            if held.is_empty() {
+                break;
+            }
+            for held in held {
+                sequence += 1;
+                logged.answered(handler, held.delivery, sequence);
+            }
+            logged.sync();
+        }
+        let last = logged.replies(requester).last().map_or(0, |reply| reply.sequence);
+        logged.say(requester, ClientMessage::Acknowledge(Target::Number(last)));
+        logged.broker.log().unwrap().stop();
+        for _ in 0..4 {
+            logged.sync();
+        }
+        logged.restart();
+        let later = logged.handler("later", 9);
+        assert_eq!(logged.deliveries(later).len(), 1, "with {others} others");
+    }
 }
 
 /// Durable requests that wait count in the memory budget like all others.
