@@ -14,7 +14,7 @@ use std::time::Duration;
 use ringpost_broker::PlantedBug;
 use ringpost_tests::{
     search::search,
-    sim::{Deed, Plan, Rule, run, shrink},
+    sim::{Deed, Plan, Profile, Rule, run, shrink},
 };
 
 /// Within so many seeds a fault must show.
@@ -122,4 +122,35 @@ fn wrong_legs() {
 #[test]
 fn wrong_resume() {
     is_found(PlantedBug::WrongResume, &[Rule::Resume]);
+}
+
+/// Looks for a fault in histories with a log, crashes and restarts.
+#[track_caller]
+fn is_found_in_the_log(bug: PlantedBug, rules: &[Rule]) {
+    is_found_in(bug, rules, |seed| Plan::of_profile(seed, Profile::Durable));
+}
+
+/// An outcome that its requester has before it would survive.
+#[test]
+fn answered_early() {
+    is_found_in_the_log(PlantedBug::AnsweredEarly, &[Rule::Gate]);
+}
+
+/// A request whose end is not in the log: it comes back after a restart, or stays in the log for ever.
+#[test]
+fn done_not_logged() {
+    is_found_in_the_log(PlantedBug::DoneNotLogged, &[Rule::Settled, Rule::Memory]);
+}
+
+/// A request that was accepted, is in the log, and is forgotten by the restart: its client is told that it is not known, or
+/// the log keeps what nobody knows.
+#[test]
+fn acceptance_lost() {
+    is_found_in_the_log(PlantedBug::AcceptanceLost, &[Rule::Kept, Rule::Memory]);
+}
+
+/// An outcome that comes again although its acknowledgement was stable.
+#[test]
+fn outcome_replayed() {
+    is_found_in_the_log(PlantedBug::OutcomeReplayed, &[Rule::Settled]);
 }

@@ -16,6 +16,8 @@ use ringpost_tests::{
 
 /// How long to go on beyond the seeds that are run in any case.
 const TIME: Duration = Duration::from_secs(40);
+/// The same for those with a log.
+const DURABLE_TIME: Duration = Duration::from_secs(20);
 
 /// Many histories: every rule of `sim::rules` holds in all of them. Runs seeds for a bounded time; `make simulate
 /// SEEDS=…` runs more. A seed that fails is cut down to the steps that it needs, and the command that replays it is told.
@@ -46,6 +48,25 @@ fn many_seeds() {
     }
     for profile in Profile::ALL {
         assert!(found.profiles.contains_key(&profile), "{profile:?} is drawn: {:?}", found.profiles);
+    }
+}
+
+/// Requests that must survive, with a broker and a disk that fail at any point, under each policy of syncing: what was
+/// accepted is there after each crash, each requester gets one outcome, and nothing leaves before it is stable.
+#[test]
+fn crashes_and_restarts() {
+    let first: u64 = std::env::var("RINGPOST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    let plan = |seed| Plan::of_profile(seed, Profile::Durable);
+    let found = search(first, 10_000, DURABLE_TIME, plan, |_| {});
+    println!("{} seeds from {first}: {:?}", found.seeds, found.endings);
+    if let Some(failed) = found.failed {
+        let mut small = shrink(&failed, Duration::from_secs(20));
+        small.trace = true;
+        let failure = run(&small).expect_err("a seed replays");
+        panic!("{}", report(&small, &failure));
+    }
+    for ending in ["reply", "remote", "accepted", "expired", "storageFull"] {
+        assert!(found.endings.contains_key(ending), "the seeds reach `{ending}`: {:?}", found.endings);
     }
 }
 

@@ -52,6 +52,10 @@ fn main() -> ExitCode {
             }
             one(plan, flag("--trace"), flag("--shrink"))
         }
+        (None, Some(0)) => {
+            eprintln!("--seeds 0 would run nothing, and prove nothing: give a count of at least 1");
+            ExitCode::from(2)
+        }
         (None, Some(count)) => many(plan, number("--from").unwrap_or(1), count),
         _ => {
             eprintln!("{USAGE}");

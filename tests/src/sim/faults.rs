@@ -1,6 +1,7 @@
 //! The script's steps, performed.
 
 use super::{
+    durable::Crash,
     network::End,
     rules::Verdict,
     script::{Deed, Step},
@@ -20,7 +21,20 @@ impl World<'_> {
                 Ok(())
             }
             Deed::BrokerCrash(away) => {
-                self.kill_server(*away);
+                self.kill_server(*away, Crash::Killed);
+                Ok(())
+            }
+            Deed::PowerLoss(away) => {
+                self.kill_server(*away, Crash::PowerLost);
+                Ok(())
+            }
+            Deed::DiskFull(time) => {
+                self.fill_disk(true);
+                self.plan_at(self.now + time, Event::Space);
+                Ok(())
+            }
+            Deed::SyncFails => {
+                self.fail_sync();
                 Ok(())
             }
             Deed::BrokerLeaves(grace) => {

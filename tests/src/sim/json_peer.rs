@@ -121,9 +121,12 @@ impl JsonPeer {
         let kind = if ask.kind == Kind::Send { Kind::Request } else { ask.kind };
         let timeout = ask.timeout.div_ceil(1000);
         let process = self.process;
-        ledger.asks(&Entry { token, process, kind, timeout: timeout * 1000, resumes: false }, time);
+        ledger.asks(
+            &Entry { token, process, kind, timeout: timeout * 1000, resumes: false, durable: None },
+            time,
+        );
         self.open.insert(token, kind);
-        let mut options = json!({"timeout": timeout, "maxAttempts": ask.max_attempts});
+        let mut options = json!({"timeout": timeout, "maxAttempts": ask.max_attempts.max(1)});
         if kind == Kind::Broadcast {
             options["broadcast"] = true.into();
         }

@@ -7,7 +7,7 @@ use ringpost_protocol::Code;
 
 use super::{
     rules::{Verdict, ensure},
-    script::Kind,
+    script::{Kind, PATIENCE},
 };
 
 /// What a handler said to one delivery.
@@ -27,6 +27,8 @@ struct Asked {
     timeout: u64,
     /// Its client comes back to its session: a broken connection is no excuse.
     resumes: bool,
+    /// It is kept for so long, whatever happens.
+    durable: Option<u64>,
     /// Something happened for which it may be lost.
     excused: bool,
     /// Its way to its requester was disturbed: it may come late.
@@ -62,6 +64,7 @@ pub(crate) struct Entry {
     pub(crate) kind: Kind,
     pub(crate) timeout: u64,
     pub(crate) resumes: bool,
+    pub(crate) durable: Option<u64>,
 }
 
 /// The book of all requests.
@@ -71,6 +74,8 @@ pub(crate) struct Ledger {
     answers: u64,
     /// How often each ending was seen.
     pub(crate) endings: BTreeMap<String, u64>,
+    /// Durable requests of clients that come back, and that ended with a word that none of them may hear once accepted.
+    pub(crate) refused: BTreeMap<u64, Code>,
     /// Sessions that the broker has forgotten, and whose clients do not know yet.
     forgotten: BTreeSet<Bytes>,
     /// By how much clocks have jumped ahead, all together, in microseconds.
@@ -90,6 +95,7 @@ impl Ledger {
             at: now,
             timeout: entry.timeout,
             resumes: entry.resumes,
+            durable: entry.durable,
             excused: false,
             disturbed: false,
             cancelled: false,
@@ -183,7 +189,9 @@ impl Ledger {
         asked.is_true(token, told)?;
         let waited = now - asked.at;
         if let Told::Error(Code::Timeout | Code::Expired) = told {
-            let early = waited + 1000 + (leaped - asked.leaped) < asked.timeout;
+            let expires = asked.durable.filter(|_| matches!(told, Told::Error(Code::Expired)));
+            let time = expires.unwrap_or(asked.timeout);
+            let early = waited + 1000 + (leaped - asked.leaped) < time;
             ensure!(!early, Timeout, "request {token} timed out after {waited} µs: {asked:?}");
         }
         let patience = asked.timeout + SLACK_MICROS + (stood_still - asked.stood_still);
@@ -195,6 +203,13 @@ impl Ledger {
             ensure!(asked.legs.insert(index), Broadcast, "leg {index} of {token} ends twice");
             let all = asked.legs.len() as u32 == expected;
             ensure!(all == last, Broadcast, "the last leg of {token} ends it, and no earlier one: {asked:?}");
+        }
+        if let Told::Error(code) = told
+            && asked.durable.is_some()
+            && asked.resumes
+            && !matches!(code, Code::Timeout | Code::Expired | Code::HandlerLost | Code::Cancelled)
+        {
+            self.refused.insert(token, *code);
         }
         asked.ended = last;
         let name = match told {
@@ -211,6 +226,13 @@ impl Ledger {
     pub(crate) fn legs_end(&self, token: u64, leg: Option<(u32, u32)>) -> bool {
         let ended = self.asked.get(&token).map_or(0, |asked| asked.legs.len() as u32);
         leg.is_none_or(|(_, expected)| ended + 1 >= expected)
+    }
+
+    /// A process gets an outcome that an earlier one of its session has left: somebody must have given it.
+    pub(crate) fn left_behind(&self, number: Option<u64>) -> Verdict {
+        let said = |asked: &Asked| number.and_then(|number| asked.answers.get(&number)).is_some();
+        ensure!(self.asked.values().any(said), Truth, "nobody gave the answer {number:?} that was left");
+        Ok(())
     }
 
     /// At the end, everything has ended.
@@ -237,10 +259,14 @@ impl Asked {
             Told::Accepted => ensure!(self.kind == Kind::Send, Truth, "{token} is accepted: {self:?}"),
             Told::Error(code) => {
                 let excused = self.excused || !self.resumes;
+                let durable = self.durable.is_some();
                 let cause = match code {
                     Code::Cancelled => self.cancelled,
                     Code::ConnectionLost | Code::Connect | Code::SessionTaken => excused,
-                    Code::Timeout | Code::Expired | Code::HandlerLost | Code::NoHandler => true,
+                    Code::Timeout if durable && self.resumes => self.timeout < PATIENCE,
+                    Code::NoHandler => !durable,
+                    Code::StorageFull | Code::DurableUnavailable => durable,
+                    Code::Timeout | Code::Expired | Code::HandlerLost => true,
                     Code::Overloaded | Code::Draining => true,
                     _ => false,
                 };

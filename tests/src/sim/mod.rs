@@ -8,6 +8,7 @@
 //! | `faults` | the script's steps, performed |
 //! | `network` | links that delay, cut into pieces, stall and break; they never reorder or change bytes |
 //! | `server` | the broker's core behind the server's codec, as the server drives it |
+//! | `durable` | the broker's log on the twin of a disk, crashes, and what must survive them |
 //! | `heard` | what the model hears of what the core is told |
 //! | `peer` | a client core with the wire's codec, as the SDK drives it, and an application on top |
 //! | `json_peer` | a client that knows only the JSON table of the protocol |
@@ -21,6 +22,7 @@
 //! [`Outcome::fingerprint`] says so. What one thing of a history draws does not depend on the others, so that a script
 //! can be cut down and what is left stays as it was.
 
+mod durable;
 mod faults;
 mod heard;
 mod json_peer;
@@ -38,6 +40,7 @@ mod shrink;
 mod world;
 
 pub use self::{
+    durable::LogSettings,
     profile::{Profile, Settings},
     rules::{Rule, Violation},
     run::{Failure, Outcome, Plan, report, run},

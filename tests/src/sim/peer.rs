@@ -36,7 +36,8 @@ pub(crate) struct Peer {
     registrations: Vec<RegistrationId>,
     /// Deliveries that were called back while the handler was at work.
     called_back: BTreeSet<DeliveryKey>,
-    working: BTreeMap<DeliveryKey, u64>,
+    /// What is worked on, and whether it is a send that may be tried again.
+    working: BTreeMap<DeliveryKey, (u64, bool)>,
     /// Boot and tenure of the last welcome.
     known_as: Option<(u64, u64)>,
     /// Another process has, or had, the same session.
@@ -123,7 +124,8 @@ impl Peer {
                 Output::Deliver(delivery) => self.delivered(&delivery, habits, &mut wishes),
                 Output::CancelDelivery(key) => {
                     self.called_back.insert(key);
-                    let mut rng = habits.of(self.working.get(&key).copied().unwrap_or_default(), 1);
+                    let mut rng =
+                        habits.of(self.working.get(&key).map(|(token, _)| *token).unwrap_or_default(), 1);
                     // One that is stuck does not listen.
                     if !rng.chance(habits.stuck) {
                         wishes.push(Wish::Work { delivery: key, after: rng.below(3000) });
@@ -138,11 +140,16 @@ impl Peer {
                         _ => {}
                     }
                 }
-                Output::Progress { .. }
-                | Output::Unclaimed(_)
-                | Output::Receivers(_)
-                | Output::Registered(_)
-                | Output::Event(_) => {}
+                Output::Unclaimed(unclaimed) => {
+                    let number = unclaimed.result.as_ref().map(|content| number_in(content.payload()));
+                    if let Ok(number) = number {
+                        ledger.left_behind(number)?;
+                    }
+                    let after = if self.rng.chance(700) { 0 } else { self.rng.below(500_000) };
+                    wishes.push(Wish::Claim { key: unclaimed.key, after });
+                }
+                Output::Progress { .. } | Output::Receivers(_) | Output::Registered(_) | Output::Event(_) => {
+                }
                 Output::RegistrationFailed(id, _) | Output::Deregistered(id) => {
                     self.registrations.retain(|known| *known != id)
                 }
@@ -177,7 +184,9 @@ impl Peer {
 
     fn delivered(&mut self, delivery: &Delivery, habits: &Habits, wishes: &mut Vec<Wish>) {
         let token = number_in(delivery.message.content.payload()).expect("payloads begin with a number");
-        self.working.insert(delivery.key, token);
+        let flags = delivery.message.flags;
+        let tried = flags.has(RequestFlags::DURABLE) && flags.has(RequestFlags::SEND);
+        self.working.insert(delivery.key, (token, tried));
         if let Some(after) = habits.work(token, delivery.message.attempt) {
             wishes.push(Wish::Work { delivery: delivery.key, after });
         }
@@ -185,10 +194,13 @@ impl Peer {
 
     /// The handler has come to an end with a delivery.
     pub(crate) fn finish_work(&mut self, key: DeliveryKey, ledger: &mut Ledger, now: Now) {
-        let Some(token) = self.working.remove(&key) else { return };
+        let Some((token, tried)) = self.working.remove(&key) else { return };
         let called_back = self.called_back.remove(&key);
         let (said, verdict) = if called_back && self.rng.chance(800) {
             (Said::Cancelled, Answer::Cancelled)
+        } else if tried && self.rng.chance(200) {
+            let pause = self.rng.below(500) as u32;
+            (Said::Error, self.rng.pick(&[Answer::Retry(pause), Answer::Retry(0), Answer::Reject]))
         } else if self.rng.chance(100) {
             (Said::Error, Answer::Error)
         } else {
@@ -231,14 +243,23 @@ impl Peer {
             Kind::Send => RequestFlags::SEND,
             Kind::Broadcast => RequestFlags::BROADCAST,
         };
+        let flags = if ask.durable.is_some() { flags.with(RequestFlags::DURABLE) } else { flags };
+        let ttl = std::time::Duration::from_micros(ask.durable.unwrap_or_default());
         let timeout = std::time::Duration::from_micros(ask.timeout);
         let payload = payload(token, ask.padding);
         let content = Content::from_parts(ask.action.as_bytes(), b"", b"", payload.as_bytes());
         let max_attempts = ask.max_attempts;
-        let spec = RequestSpec { flags, max_attempts, timeout, content, ..RequestSpec::default() };
+        let spec = RequestSpec { flags, max_attempts, ttl, timeout, content };
         let resumes = !self.session.is_empty() && !self.contested;
         ledger.asks(
-            &Entry { token, process: self.process, kind: ask.kind, timeout: ask.timeout, resumes },
+            &Entry {
+                token,
+                process: self.process,
+                kind: ask.kind,
+                timeout: ask.timeout,
+                resumes,
+                durable: ask.durable,
+            },
             time,
         );
         match self.core.request(spec, token, now.mono) {

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use ringpost_broker::{Config, Policy};
+use ringpost_broker::{Config, Policy, log::SyncPolicy};
 
-use super::rng::Rng;
+use super::{durable::LogSettings, rng::Rng};
 
 /// A coherent scenario. All faults at once, all the time, would hide what each of them does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -25,13 +25,15 @@ pub enum Profile {
     Forgetful,
     /// Handlers come and go and change their credit.
     Restless,
+    /// Requests that must survive, and a broker and a disk that fail at any point.
+    Durable,
     /// A little of everything.
     Mixed,
 }
 
 impl Profile {
     /// All there are.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Calm,
         Self::Lossy,
         Self::Crashy,
@@ -40,6 +42,7 @@ impl Profile {
         Self::Clocks,
         Self::Forgetful,
         Self::Restless,
+        Self::Durable,
         Self::Mixed,
     ];
 }
@@ -73,6 +76,8 @@ pub struct Settings {
     pub never: u64,
     /// Thousandths of payloads that are large.
     pub large: u64,
+    /// How its log is kept, if it has one.
+    pub log: Option<LogSettings>,
     /// The broker's.
     pub config: Config,
 }
@@ -94,6 +99,7 @@ impl Settings {
             stuck: 5,
             never: 100,
             large: 10,
+            log: None,
             config: Config {
                 boot: 1,
                 hash_seed: rng.next(),
@@ -127,6 +133,7 @@ impl Settings {
                 self.forget(rng);
                 self.faults = rng.between(3, 20);
             }
+            Profile::Durable => self.endure(rng),
             Profile::Restless => self.faults = rng.between(10, 60),
             Profile::Mixed => {
                 if rng.chance(300) {
@@ -168,5 +175,29 @@ impl Settings {
         self.config.max_sessions_away = rng.pick(&[0, 1, 2]);
         self.config.session_linger = Duration::from_millis(rng.pick(&[20, 200, 2000]));
         self.config.outcome_limit_bytes = rng.pick(&[400, 2000, 20_000]);
+    }
+
+    fn endure(&mut self, rng: &mut Rng) {
+        let policies = [
+            SyncPolicy::Always,
+            SyncPolicy::Always,
+            SyncPolicy::Always,
+            SyncPolicy::Interval(Duration::from_millis(rng.between(10, 1000))),
+            SyncPolicy::Never,
+        ];
+        let segment_bytes = rng.pick(&[4096, 4096, 16_384, 65_536]);
+        self.log = Some(LogSettings {
+            policy: rng.pick(&policies),
+            segment_bytes,
+            max_disk: u64::from(segment_bytes) * rng.pick(&[4, 8, 100]),
+            latency: rng.pick(&[200, 2000, 20_000]),
+        });
+        (self.json_clients, self.large) = (usize::from(rng.chance(300)), 0);
+        self.asks = rng.between(10, 150);
+        self.faults = rng.between(1, 12);
+        self.work = rng.pick(&[5000, 20_000, 300_000]);
+        self.config.handle_timeout = Duration::from_millis(rng.between(500, 5000));
+        self.config.session_linger = Duration::from_secs(60);
+        self.config.dead_ttl = Duration::from_secs(600);
     }
 }

@@ -41,6 +41,20 @@ pub enum Rule {
     Pace,
     /// When all is closed, nothing is left.
     Memory,
+    /// The gate: no durable request is accepted or delivered, and no outcome told or acknowledged, before its record survives.
+    Gate,
+    /// What was accepted is there after any crash, until it has ended, and ends only for a reason.
+    Kept,
+    /// The outcome of a durable request never becomes another, and who waits for it gets it.
+    OneOutcome,
+    /// What was done stays done: it is not delivered again, nor is its outcome.
+    Settled,
+    /// Nothing is in the log that nobody asked.
+    Invented,
+    /// A send that was accepted ends as done or as a dead letter.
+    DeadLetters,
+    /// Whatever a crash leaves of a log can be read.
+    Recovery,
     /// What a core checks of itself, or a panic.
     Invariant,
 }

@@ -4,12 +4,15 @@
 use super::{
     profile::{Profile, Settings},
     rng::Rng,
+    world::LONGEST_TTL,
 };
 
 /// Few actions, so that there are always several handlers of one, and sometimes none.
 pub(crate) const ACTIONS: [&str; 3] = ["sum", "echo", "jobs"];
 
 const SECOND: u64 = 1_000_000;
+/// A requester that waits so long gets an outcome, whatever happens meanwhile.
+pub(crate) const PATIENCE: u64 = 100 * SECOND;
 
 /// Something that happens at a certain time.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +73,12 @@ pub enum Deed {
     BrokerHang(u64),
     /// The broker dies and comes back after a while, with another boot id and nothing in memory.
     BrokerCrash(u64),
+    /// The broker's machine loses its power, and comes back after a while.
+    PowerLoss(u64),
+    /// The broker's disk is full for a while.
+    DiskFull(u64),
+    /// The next sync of the broker's log fails.
+    SyncFails,
     /// The broker drains for so long at most, and another one comes.
     BrokerLeaves(u64),
     /// The wall clock steps, in milliseconds.
@@ -89,6 +98,8 @@ pub struct Ask {
     pub action: &'static str,
     /// How long its requester waits, in microseconds.
     pub timeout: u64,
+    /// For how long the broker keeps it, in microseconds, if it is durable.
+    pub durable: Option<u64>,
     /// How often it may be tried.
     pub max_attempts: u8,
     /// Bytes beside its number.
@@ -111,6 +122,8 @@ impl Deed {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Start => "start",
+            Self::Ask(Ask { kind: Kind::Send, durable: Some(_), .. }) => "durable-send",
+            Self::Ask(Ask { durable: Some(_), .. }) => "durable-request",
             Self::Ask(Ask { kind: Kind::Request, .. }) => "request",
             Self::Ask(Ask { kind: Kind::Send, .. }) => "send",
             Self::Ask(Ask { kind: Kind::Broadcast, .. }) => "broadcast",
@@ -127,6 +140,9 @@ impl Deed {
             Self::TakeOver => "take-over",
             Self::BrokerHang(_) => "broker-hang",
             Self::BrokerCrash(_) => "broker-crash",
+            Self::PowerLoss(_) => "power-loss",
+            Self::DiskFull(_) => "disk-full",
+            Self::SyncFails => "sync-fails",
             Self::BrokerLeaves(_) => "broker-leaves",
             Self::WallStep(_) => "wall-step",
             Self::BrokerLeap(_) => "broker-leap",
@@ -143,6 +159,12 @@ pub(crate) fn write(profile: Profile, settings: &Settings, rng: &mut Rng) -> Vec
     for seat in 0..seats {
         let at = rng.below(50_000);
         add(at, seat, Deed::Start);
+        if profile == Profile::Durable && rng.chance(400) {
+            // What waits for it is there before it comes.
+            let late = rng.below(settings.length);
+            add(late, seat, Deed::Register(rng.pick(&ACTIONS), rng.between(1, 8) as u32));
+            continue;
+        }
         add(at + 1, seat, Deed::Register(rng.pick(&ACTIONS), rng.between(1, 8) as u32));
         if rng.chance(300) {
             add(at + 2, seat, Deed::Register(rng.pick(&ACTIONS), rng.between(1, 8) as u32));
@@ -173,6 +195,7 @@ fn application(settings: &Settings, rng: &mut Rng) -> Deed {
         0..=1 => Deed::Register(rng.pick(&ACTIONS), rng.between(1, 8) as u32),
         2 => Deed::Deregister(rng.below(4) as usize),
         3..=8 => Deed::Cancel(rng.below(8) as usize),
+        _ if settings.log.is_some() && rng.chance(800) => durable(rng),
         _ => Deed::Ask(Ask {
             kind: match rng.below(10) {
                 0 => Kind::Broadcast,
@@ -181,11 +204,24 @@ fn application(settings: &Settings, rng: &mut Rng) -> Deed {
             },
             action: rng.pick(&ACTIONS),
             timeout: if rng.chance(300) { rng.between(2000, 50_000) } else { rng.between(2000, 3 * SECOND) },
+            durable: None,
             max_attempts: rng.between(1, 3) as u8,
             padding: if rng.chance(settings.large) { rng.between(10_000, 40_000) } else { rng.below(200) }
                 as usize,
         }),
     }
+}
+
+/// Something that must survive. Its requester waits for a while, or until there is an outcome whatever happens.
+fn durable(rng: &mut Rng) -> Deed {
+    Deed::Ask(Ask {
+        kind: if rng.chance(400) { Kind::Send } else { Kind::Request },
+        action: rng.pick(&ACTIONS),
+        timeout: if rng.chance(300) { rng.between(2000, 3 * SECOND) } else { PATIENCE },
+        durable: Some(if rng.chance(200) { rng.between(SECOND / 10, 2 * SECOND) } else { LONGEST_TTL }),
+        max_attempts: rng.below(6) as u8,
+        padding: rng.below(200) as usize,
+    })
 }
 
 fn fault(profile: Profile, rng: &mut Rng) -> Deed {
@@ -197,6 +233,7 @@ fn fault(profile: Profile, rng: &mut Rng) -> Deed {
         Profile::Slow => &[4, 4, 5, 8],
         Profile::Clocks => &[1, 11, 12, 13],
         Profile::Forgetful => &[1, 1, 2, 3, 6],
+        Profile::Durable => &[0, 1, 2, 3, 6, 6, 8, 9, 9, 9, 10, 14, 14, 14, 14, 15, 16],
         Profile::Mixed => &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13],
     };
     match rng.pick(among) {
@@ -224,6 +261,9 @@ fn fault(profile: Profile, rng: &mut Rng) -> Deed {
         10 => Deed::BrokerLeaves(rng.between(1000, SECOND)),
         11 => Deed::WallStep(rng.between(0, 7_200_000) as i64 - 3_600_000),
         12 => Deed::BrokerLeap(rng.between(1000, 10 * SECOND)),
+        14 => Deed::PowerLoss(rng.between(1000, SECOND)),
+        15 => Deed::DiskFull(rng.between(1000, SECOND)),
+        16 => Deed::SyncFails,
         _ => Deed::Leap(rng.between(1000, 10 * SECOND)),
     }
 }

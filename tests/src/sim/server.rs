@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::BytesMut;
-use ringpost_broker::{Broker, Config, ConnId, Input, Output, RefusalCause, Speaks};
+use ringpost_broker::{Broker, Config, ConnId, Input, Output, RefusalCause, Speaks, log::OperationId};
 use ringpost_protocol::{
     Content, Outgoing,
     dialect::{Decoded, Dialect, ServerCodec},
@@ -15,6 +15,7 @@ use ringpost_protocol::{
 use serde_json::Value;
 
 use super::{
+    durable::{Durable, Opened, Stepped},
     heard::heard,
     model::{Heard, Model},
     rules::{Verdict, Violation},
@@ -29,11 +30,16 @@ pub(crate) enum Effect {
     Close { link: usize },
     /// All is drained.
     Drained,
+    /// The log failed: the process ends.
+    LogFailed,
 }
 
 pub(crate) struct Server {
     pub(crate) broker: Broker,
-    pub(crate) model: Model,
+    /// Knows plain requests only: it is not there where there are others.
+    pub(crate) model: Option<Model>,
+    /// What outlives this process.
+    durable: Option<Durable>,
     boot: u64,
     outbound_limit: usize,
     check_invariants: bool,
@@ -46,6 +52,8 @@ pub(crate) struct Server {
     told: VecDeque<(u64, Heard, Time)>,
     /// Outputs taken so far.
     taken: u64,
+    /// What was said by both sides since it was last looked at, if anybody wants to know.
+    pub(crate) notes: Option<Vec<String>>,
 }
 
 struct Connection {
@@ -70,7 +78,8 @@ impl Server {
     pub(crate) fn new(config: Config, outbound_limit: usize, check_invariants: bool) -> Self {
         Self {
             boot: config.boot,
-            model: Model::new(&config),
+            model: Some(Model::new(&config)),
+            durable: None,
             broker: Broker::new(config),
             outbound_limit,
             check_invariants,
@@ -81,7 +90,83 @@ impl Server {
             parser: Parser::new(),
             told: VecDeque::new(),
             taken: 0,
+            notes: None,
         }
+    }
+
+    /// A server with a log, which has been read.
+    pub(crate) fn with_log(mut self, durable: Durable, opened: Opened, now: Now) -> Self {
+        self.broker = self.broker.with_log(opened.writer);
+        self.broker.restore(opened.restore, opened.highest_count, now);
+        (self.model, self.durable) = (None, Some(durable));
+        self
+    }
+
+    /// Lets it keep notes.
+    pub(crate) fn traced(mut self, trace: bool) -> Self {
+        self.notes = trace.then(Vec::new);
+        self
+    }
+
+    /// The process is gone: what outlives it.
+    pub(crate) fn leave_behind(self) -> Option<Durable> {
+        self.durable
+    }
+
+    pub(crate) fn durable(&mut self) -> Option<&mut Durable> {
+        self.durable.as_mut()
+    }
+
+    /// What the log wants to have done now, each with the time until it goes on.
+    pub(crate) fn ask_disk(&mut self, now: Now) -> Vec<(OperationId, u64)> {
+        let (Some(durable), Some(log)) = (&mut self.durable, self.broker.log()) else { return Vec::new() };
+        let mut asked = Vec::new();
+        while let Some(operation) = log.poll(now) {
+            asked.push((operation.id, durable.disk.ask(operation)));
+        }
+        asked
+    }
+
+    /// An operation of the log goes on: after how long again, or what follows from its end.
+    pub(crate) fn step_disk(
+        &mut self,
+        id: OperationId,
+        now: Now,
+    ) -> Result<(Option<u64>, Vec<Effect>), Violation> {
+        let Some(durable) = &mut self.durable else { return Ok((None, Vec::new())) };
+        match durable.step(id, now.mono.micros())? {
+            Stepped::Again(after) => Ok((Some(after), Vec::new())),
+            Stepped::Forgotten => Ok((None, Vec::new())),
+            Stepped::Done { id, result, .. } => {
+                let mut effects = Vec::new();
+                if let Some(log) = self.broker.log() {
+                    let worked = log.failed().is_none();
+                    log.done(id, result);
+                    effects.extend((worked && log.failed().is_some()).then_some(Effect::LogFailed));
+                }
+                self.tell(Input::Logged, now);
+                effects.extend(self.turn(now)?);
+                Ok((None, effects))
+            }
+        }
+    }
+
+    /// When the core or its log has something to do, though nothing else happens.
+    pub(crate) fn next_deadline(&mut self) -> Option<Time> {
+        let log = self.broker.log().and_then(|log| log.next_deadline());
+        self.broker.next_deadline().into_iter().chain(log).min()
+    }
+
+    /// Lets the log write all that it has. Whether it has.
+    pub(crate) fn stop_log(&mut self) -> bool {
+        let Some(log) = self.broker.log() else { return true };
+        log.stop();
+        log.stopped() || log.failed().is_some()
+    }
+
+    /// Whether everything that was appended is synced.
+    pub(crate) fn is_synced(&mut self) -> bool {
+        self.broker.log().is_none_or(|log| log.stable() == log.appended() && log.failed().is_none())
     }
 
     pub(crate) fn accept(&mut self, link: usize) {
@@ -266,6 +351,14 @@ impl Server {
     fn tell(&mut self, input: Input, now: Now) {
         let at = self.taken + self.broker.pending_outputs() as u64;
         self.told.push_back((at, heard(&input), now.mono));
+        if let Some(notes) = &mut self.notes
+            && !matches!(input, Input::Logged | Input::Heard { .. })
+        {
+            notes.push(format!("    hears {input:?}"));
+        }
+        if let Some(durable) = &mut self.durable {
+            durable.heard(&input, now.mono.micros());
+        }
         self.broker.handle(input, now);
         if self.check_invariants {
             self.broker.check_invariants();
@@ -278,7 +371,15 @@ impl Server {
         while let Some(output) = self.broker.poll_output() {
             self.model_hears()?;
             self.taken += 1;
-            self.model.said(&output)?;
+            if let Some(notes) = &mut self.notes {
+                notes.push(format!("    says {output:?}"));
+            }
+            if let Some(model) = &mut self.model {
+                model.said(&output)?;
+            }
+            if let Some(durable) = &mut self.durable {
+                durable.said(&output, now.mono.micros())?;
+            }
             match output {
                 Output::Send { conn, message } => {
                     let Some(connection) = self.connections.get_mut(&conn) else { continue };
@@ -302,7 +403,9 @@ impl Server {
             }
         }
         self.model_hears()?;
-        self.model.turn_ended()?;
+        if let Some(model) = &mut self.model {
+            model.turn_ended()?;
+        }
         if self.check_invariants {
             self.broker.check_invariants();
         }
@@ -350,7 +453,9 @@ impl Server {
         while self.told.front().is_some_and(|(at, ..)| *at <= self.taken)
             && let Some((_, heard, now)) = self.told.pop_front()
         {
-            self.model.heard(heard, now)?;
+            if let Some(model) = &mut self.model {
+                model.heard(heard, now)?;
+            }
         }
         Ok(())
     }

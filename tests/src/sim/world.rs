@@ -1,6 +1,7 @@
 //! The clock, the queue of what will happen, and what connects the parts.
 
 mod cast;
+mod machine;
 mod traffic;
 
 use std::{
@@ -15,6 +16,7 @@ pub(crate) use self::cast::{Event, Habits, Party, Process, Seat, Session, Wish};
 use self::cast::{Owner, Planned};
 use super::{
     Outcome, Plan,
+    durable::Durable,
     json_peer::JsonPeer,
     ledger::Ledger,
     network::{End, Link},
@@ -31,6 +33,10 @@ const WALL_START_MS: u64 = 1_700_000_000_000;
 const BEGIN: u64 = SECOND;
 /// After the last step: everything ends by itself. Timeouts are up to 3 s, a process stands still for up to 20 s.
 const CALM: u64 = 40 * SECOND;
+/// The same with durable requests, whose requesters may wait for up to 100 s.
+const LONG_CALM: u64 = 125 * SECOND;
+/// The longest that a durable request is kept.
+pub(crate) const LONGEST_TTL: u64 = 20 * SECOND;
 /// How long a connection may take for its first message.
 const HANDSHAKE: u64 = 5 * SECOND;
 /// A JSON connection has no pings: there the operating system notices that nothing arrives.
@@ -44,9 +50,14 @@ pub(crate) struct World<'a> {
     order: u64,
     pub(crate) server: Option<Server>,
     pub(crate) boot: u64,
+    /// What outlives the server's process, while there is none.
+    durable: Option<Durable>,
     /// The listeners are closed.
     pub(crate) leaving: bool,
     server_timer: Option<u64>,
+    /// Until when a leaving server waits for its log.
+    stopping_until: Option<u64>,
+    log_failed: bool,
     pub(crate) server_hangs_until: u64,
     pub(crate) server_ahead: u64,
     pub(crate) wall_offset_ms: i64,
@@ -75,8 +86,11 @@ impl<'a> World<'a> {
             order: 0,
             server: None,
             boot: 0,
+            durable: settings.log.as_ref().map(|log| Durable::new(log, plan.seed)),
             leaving: false,
             server_timer: None,
+            stopping_until: None,
+            log_failed: false,
             server_hangs_until: 0,
             server_ahead: 0,
             wall_offset_ms: 0,
@@ -94,18 +108,25 @@ impl<'a> World<'a> {
             events: 0,
             notes: VecDeque::new(),
         };
-        world.boot_server();
         for step in &plan.script {
             world.plan_at(BEGIN + step.at, Event::Step(step.index));
         }
         let last = BEGIN + plan.script.last().map_or(0, |step| step.at);
         let linger = settings.config.session_linger.as_micros() as u64;
-        world.plan_at(last + CALM, Event::CloseAll);
-        world.plan_at(last + CALM + linger + 20 * SECOND, Event::Inspect);
+        let close_at = last + if settings.log.is_some() { LONG_CALM } else { CALM };
+        world.plan_at(close_at, Event::CloseAll);
+        let mut inspect_at = close_at + linger + 20 * SECOND;
+        if settings.log.is_some() {
+            let audit_at = inspect_at + LONGEST_TTL + linger;
+            world.plan_at(audit_at, Event::Audit);
+            inspect_at = audit_at + settings.config.dead_ttl.as_micros() as u64 + SECOND;
+        }
+        world.plan_at(inspect_at, Event::Inspect);
         world
     }
 
     pub(crate) fn run(&mut self) -> Result<Outcome, Violation> {
+        self.boot_server()?;
         while let Some(Planned { at, order, event }) = self.planned.pop() {
             let hangs_until = match self.owner(&event) {
                 Owner::World => 0,
@@ -138,10 +159,12 @@ impl<'a> World<'a> {
             | Event::Gone { to: End::Server, .. }
             | Event::ServerTimer { .. }
             | Event::Mute { .. }
+            | Event::Disk { .. }
             | Event::DrainOver { .. } => Owner::Server,
             Event::Dialed { process }
             | Event::ProcessTimer { process }
             | Event::Work { process, .. }
+            | Event::Claim { process, .. }
             | Event::JsonWork { process, .. } => Owner::Process(*process),
             Event::Step(index) => match self.steps.get(index) {
                 Some(step) if step.deed.is_its_own() => {
@@ -209,43 +232,32 @@ impl<'a> World<'a> {
                 self.at_server(|server, now| server.drain_over(now))
             }
             Event::BrokerDies { boot } if boot == self.boot && self.server.is_some() => {
-                self.kill_server(SECOND / 20);
+                self.stop_server();
                 Ok(())
             }
-            Event::BrokerReturns => {
-                self.boot_server();
+            Event::BrokerReturns => self.boot_server(),
+            Event::Disk { boot, id } if boot == self.boot => self.disk_goes_on(id),
+            Event::Space => {
+                self.fill_disk(false);
                 Ok(())
             }
+            Event::Claim { process, key } => {
+                let now = self.clock_of(process);
+                let entry = &mut self.processes[process];
+                if let Party::Client(peer) = &mut entry.party
+                    && entry.alive
+                {
+                    peer.core.claim(key, now.mono);
+                    return self.turn_of(process);
+                }
+                Ok(())
+            }
+            Event::Audit => self.audit(),
             Event::CloseAll => self.close_all(),
             Event::ServerTimer { .. } | Event::DrainOver { .. } | Event::BrokerDies { .. } => Ok(()),
+            Event::Disk { .. } => Ok(()),
             Event::Mute { .. } | Event::Inspect => Ok(()),
         }
-    }
-
-    fn boot_server(&mut self) {
-        if self.server.is_some() {
-            return;
-        }
-        self.boot += 1;
-        let settings = &self.plan.settings;
-        let config = ringpost_broker::Config { boot: self.boot, ..settings.config.clone() };
-        let check = self.plan.check_invariants;
-        self.server = Some(Server::new(config, settings.outbound_limit, check));
-        (self.leaving, self.server_timer) = (false, None);
-    }
-
-    /// The server's process is gone, and with it all that it knew: its system ends the connections.
-    pub(crate) fn kill_server(&mut self, away: u64) {
-        if self.server.take().is_none() {
-            return;
-        }
-        self.server_hangs_until = 0;
-        for link in 0..self.links.len() {
-            if std::mem::replace(&mut self.links[link].open[End::Server as usize], false) {
-                self.break_link(link, &[End::Client]);
-            }
-        }
-        self.plan_at(self.now + away, Event::BrokerReturns);
     }
 
     /// A process begins in a seat, beside whoever may still be there.
@@ -267,6 +279,7 @@ impl<'a> World<'a> {
                 instance: process as u64 + 1,
                 seed: rng.next(),
                 reconnect_interval: Duration::from_millis(50),
+                max_unclaimed: if settings.log.is_some() && rng.chance(600) { 8 } else { 0 },
                 ..ClientConfig::default()
             };
             let mut peer = Peer::new(process, config, rng.clone());
@@ -329,7 +342,19 @@ impl<'a> World<'a> {
             },
             other => format!("{other:?}"),
         };
-        self.notes.push_back(format!("{:>12} {text}", self.now));
+        self.add_note(format!("{:>12} {text}", self.now));
+    }
+
+    /// What the server heard and said.
+    fn note_server(&mut self) {
+        let notes = self.server.as_mut().and_then(|server| server.notes.as_mut());
+        for note in notes.map(std::mem::take).unwrap_or_default() {
+            self.add_note(note);
+        }
+    }
+
+    fn add_note(&mut self, note: String) {
+        self.notes.push_back(note);
         if self.notes.len() > NOTES && !self.plan.trace_all {
             self.notes.pop_front();
         }
@@ -358,19 +383,6 @@ impl<'a> World<'a> {
                     }
                 }
             }
-        }
-        Ok(())
-    }
-
-    /// All is over: nothing is left behind.
-    fn inspect(&mut self) -> Verdict {
-        let now = self.server_clock();
-        let Some(server) = &mut self.server else { return Ok(()) };
-        if self.plan.check_invariants {
-            server.broker.check_invariants();
-        }
-        for (what, count) in server.what_is_left(now) {
-            ensure!(count == 0, Memory, "{count} {what} are left when all is closed");
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! Who takes part in a history, and what can happen in it.
 
-use ringpost_client::DeliveryKey;
+use ringpost_broker::log::OperationId;
+use ringpost_client::{DeliveryKey, UnclaimedKey};
 
 use super::SECOND;
 use crate::sim::{json_peer::JsonPeer, network::End, peer::Peer, rng::Rng};
@@ -35,6 +36,7 @@ pub(crate) enum Wish {
     Send { link: usize, bytes: Vec<u8> },
     HangUp { link: Option<usize> },
     Work { delivery: DeliveryKey, after: u64 },
+    Claim { key: UnclaimedKey, after: u64 },
 }
 
 #[derive(Debug)]
@@ -82,6 +84,18 @@ pub(crate) enum Event {
     Mute {
         link: usize,
     },
+    /// An operation of the log goes on.
+    Disk {
+        boot: u64,
+        id: OperationId,
+    },
+    /// The disk has space again.
+    Space,
+    /// The application takes what an earlier process of its session has left.
+    Claim {
+        process: usize,
+        key: UnclaimedKey,
+    },
     DrainOver {
         boot: u64,
     },
@@ -91,6 +105,8 @@ pub(crate) enum Event {
     BrokerReturns,
     /// All clients go.
     CloseAll,
+    /// Nothing but dead letters must be left in the log.
+    Audit,
     /// Nothing must be left.
     Inspect,
 }

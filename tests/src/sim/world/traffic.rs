@@ -159,6 +159,7 @@ impl World<'_> {
                     }
                 }
                 Wish::HangUp { link: None } => {}
+                Wish::Claim { key, after } => self.plan_at(time + after, Event::Claim { process, key }),
                 Wish::Work { delivery, after } => {
                     self.plan_at(time + after, Event::Work { process, delivery })
                 }
@@ -186,16 +187,21 @@ impl World<'_> {
     ) -> Verdict {
         let now = self.server_clock();
         let Some(server) = &mut self.server else { return Ok(()) };
-        let effects = what(server, now)?;
-        self.apply(effects)?;
+        let effects = what(server, now);
+        self.note_server();
+        self.apply(effects?)?;
         let Some(server) = &mut self.server else { return Ok(()) };
-        for name in server.model.forgotten.drain(..) {
-            self.ledger.forgotten(name);
+        if let Some(model) = &mut server.model {
+            for name in model.forgotten.drain(..) {
+                self.ledger.forgotten(name);
+            }
+            for token in model.dropped.drain(..) {
+                self.ledger.excuse_one(token);
+            }
         }
-        for token in server.model.dropped.drain(..) {
-            self.ledger.excuse_one(token);
-        }
-        if let Some(deadline) = server.broker.next_deadline() {
+        self.poll_disk();
+        let Some(server) = &mut self.server else { return Ok(()) };
+        if let Some(deadline) = server.next_deadline() {
             let at = deadline.micros().saturating_sub(self.server_ahead).max(self.now + 1);
             if self.server_timer.is_none_or(|planned| at < planned) {
                 self.server_timer = Some(at);
@@ -214,6 +220,7 @@ impl World<'_> {
                     let boot = self.boot;
                     self.plan_at(self.now + SECOND / 50, Event::BrokerDies { boot });
                 }
+                Effect::LogFailed => self.log_failed()?,
             }
         }
         Ok(())
