@@ -98,6 +98,8 @@ pub(crate) struct Book {
     pub(super) held: BTreeMap<u64, Held>,
     answers: BTreeMap<(ConnId, u64), (Held, Answered)>,
     sequences: BTreeMap<Bytes, BTreeMap<u64, u64>>,
+    /// Which process speaks under a session's name.
+    instances: BTreeMap<Bytes, u64>,
     /// The last attempts of this boot, by count.
     pub(super) begun: BTreeMap<u64, BTreeSet<u16>>,
     draining: bool,
@@ -121,6 +123,7 @@ impl Book {
             held: BTreeMap::new(),
             answers: BTreeMap::new(),
             sequences: BTreeMap::new(),
+            instances: BTreeMap::new(),
             begun: BTreeMap::new(),
             draining: false,
         }
@@ -161,6 +164,11 @@ impl Book {
                     talker.named = !hello.session.is_empty();
                     if talker.named {
                         talker.who = hello.session.clone();
+                        // What was told to an earlier process, a later one does not acknowledge.
+                        if self.instances.insert(talker.who.clone(), talker.instance) != Some(talker.instance)
+                        {
+                            self.sequences.remove(&talker.who);
+                        }
                     }
                 }
             }
