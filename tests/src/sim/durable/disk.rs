@@ -166,6 +166,8 @@ impl Disk {
         self.asked.clear();
         self.under_way.clear();
         self.twin.kill();
+        // However the process ended behind a failed sync, what that should have made stable is lost.
+        let crash = if self.failed && crash == Crash::Killed { Crash::SyncFailed } else { crash };
         if crash == Crash::PowerLost {
             self.lose_power();
         }

@@ -41,7 +41,7 @@ impl World<'_> {
         if let Some(durable) = &mut self.durable {
             durable.disk.crash(crash);
         }
-        self.server_hangs_until = 0;
+        (self.server_hangs_until, self.log_failed) = (0, false);
         for link in 0..self.links.len() {
             if std::mem::replace(&mut self.links[link].open[End::Server as usize], false) {
                 self.break_link(link, &[End::Client]);
