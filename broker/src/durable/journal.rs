@@ -205,8 +205,10 @@ impl Broker {
             return;
         }
         let (Some(journal), Some(request)) = (&mut self.journal, self.requests.get(key)) else { return };
-        journal.append(&Record::Done(body::Done { count: request.count }));
-        self.forget_places(places.unwrap_or_default());
+        // A log that takes nothing more keeps all of it: the request comes back with its outcome, or not at all.
+        if journal.append(&Record::Done(body::Done { count: request.count })).is_some() {
+            self.forget_places(places.unwrap_or_default());
+        }
     }
 
     pub(super) fn forget_places(&mut self, places: Places) {

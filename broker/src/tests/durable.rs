@@ -883,6 +883,28 @@ fn compaction_at_the_end_of_the_log_loses_nothing() {
     }
 }
 
+/// An acknowledgement that a stopping log cannot take any more lets none of a request's records go: were its reply removed
+/// with an old segment, and the request itself not, it would run again.
+#[test]
+fn an_acknowledgement_at_the_end_of_the_log_lets_nothing_go() {
+    let mut logged = Logged::new(Config::default());
+    let (handler, requester) = (logged.handler("sum", 1), logged.named("r"));
+    logged.request(requester, 1, durable);
+    logged.sync();
+    let held = logged.deliveries(handler).remove(0);
+    logged.answered(handler, held.delivery, 1);
+    logged.sync();
+    let told = logged.replies(requester).remove(0).sequence;
+    logged.broker.log().unwrap().stop();
+    let (_, before) = logged.broker.log().unwrap().disk_and_living_bytes();
+    logged.say(requester, ClientMessage::Acknowledge(Target::Number(told)));
+    logged.sync();
+    assert_eq!(logged.broker.log().unwrap().disk_and_living_bytes().1, before);
+    logged.restart();
+    let requester = logged.named("r");
+    assert_eq!(logged.resume(requester, 1, &[1]), [(1, OpenState::Outcome)]);
+}
+
 /// Durable requests that wait count in the memory budget like all others.
 #[test]
 fn what_waits_is_bounded_by_memory() {
