@@ -305,6 +305,8 @@ fn a_handler_works_through_a_restart() {
             requester.request("work", &1_u64).durable().timeout(Duration::from_secs(60)).await
         });
         until("the handler is at work", || runs.load(Ordering::SeqCst) == 1);
+        // That it was delivered is written with the next thing that somebody waits for.
+        client(address).await.send("other", &0_u64).durable().await.unwrap();
         server.process.kill();
         server = start_again(&server, directory.path());
         let ledger = Ledger::new();

@@ -103,8 +103,9 @@ impl Broker {
         let deadline = mono + millis(wall_ms, asked.expires_ms);
         let key = self.requests.next_key();
         let ends = match &entry.failure {
+            // Counted from its death, however often the broker was started since.
             Some(failure) if stage == Stage::Dead => {
-                mono + millis(wall_ms, failure.at_ms) + self.config.dead_ttl
+                mono + millis(wall_ms, failure.at_ms.saturating_add(self.config.dead_ttl.as_millis() as u64))
             }
             // Its client has to come back first, as to any outcome.
             _ if stage == Stage::Decided => deadline.max(mono + self.config.session_linger),

@@ -58,12 +58,13 @@ struct Talker {
     instance: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Held {
     pub(super) count: u64,
     token: u64,
     attempt: u16,
     conn: ConnId,
+    delivery: u64,
 }
 
 /// A promise: this request is there, whatever happens.
@@ -94,6 +95,10 @@ pub(crate) struct Book {
     /// How often each count was delivered, and how often beyond its attempts it may be.
     pub(super) deliveries: BTreeMap<u64, u64>,
     pub(super) spared: BTreeMap<u64, u64>,
+    /// What handlers had of earlier boots, by boot and delivery; and the boot of what each of them says it holds.
+    former: BTreeMap<(u64, u64), Held>,
+    returning: BTreeMap<ConnId, u64>,
+    boot: u64,
     /// Of this boot: what handlers hold, what they answered, and the sequences of outcomes.
     pub(super) held: BTreeMap<u64, Held>,
     answers: BTreeMap<(ConnId, u64), (Held, Answered)>,
@@ -120,6 +125,9 @@ impl Book {
             buried: BTreeSet::new(),
             deliveries: BTreeMap::new(),
             spared: BTreeMap::new(),
+            former: BTreeMap::new(),
+            returning: BTreeMap::new(),
+            boot: 0,
             held: BTreeMap::new(),
             answers: BTreeMap::new(),
             sequences: BTreeMap::new(),
@@ -132,8 +140,10 @@ impl Book {
     /// Another boot: connections, deliveries and sequences begin anew.
     pub(super) fn begin_anew(&mut self) {
         self.talkers.clear();
-        self.held.clear();
-        self.answers.clear();
+        self.returning.clear();
+        let answered = std::mem::take(&mut self.answers).into_values().map(|(held, _)| held);
+        let had = std::mem::take(&mut self.held).into_values().chain(answered);
+        self.former.extend(had.map(|held| ((self.boot, held.delivery), held)));
         self.sequences.clear();
         self.begun.clear();
         self.draining = false;
@@ -177,7 +187,10 @@ impl Book {
             }
             ClientMessage::Answer(answer) => self.answers(conn, answer),
             ClientMessage::Acknowledge(Target::Number(sequence)) => self.acknowledges(conn, *sequence, time),
-            ClientMessage::Resume(resume) => self.acknowledges(conn, resume.sequence, time),
+            ClientMessage::Resume(resume) => {
+                self.returning.insert(conn, resume.held_boot);
+                self.acknowledges(conn, resume.sequence, time);
+            }
             ClientMessage::Goaway => self.spare(|held| held.conn == conn),
             _ => {}
         }
@@ -247,9 +260,31 @@ impl Book {
             }
             ServerMessage::Reply(reply) => self.replies(*conn, reply, disk, time),
             ServerMessage::Acknowledge { sequence } => self.settles(*conn, *sequence, disk),
-            ServerMessage::Resumed { open, .. } => self.resumes(*conn, open, disk, time),
+            ServerMessage::Welcome(welcome) => {
+                self.boot = welcome.boot;
+                Ok(())
+            }
+            ServerMessage::Resumed { open, attached, .. } => {
+                self.resumes(*conn, open, disk, time)?;
+                self.attaches(*conn, attached)
+            }
             _ => Ok(()),
         }
+    }
+
+    /// A handler goes on with what it held when the broker died, under other numbers.
+    fn attaches(&mut self, conn: ConnId, attached: &[(u64, u64)]) -> Verdict {
+        let Some(boot) = self.returning.get(&conn).copied() else { return Ok(()) };
+        for &(before, delivery) in attached {
+            let held = self.former.get(&(boot, before)).cloned();
+            let Some(held) = held else {
+                ensure!(false, Invented, "{before} of boot {boot} goes on, and no handler had it");
+                continue;
+            };
+            self.begun.entry(held.count).or_default().insert(held.attempt);
+            self.held.insert(delivery, Held { conn, delivery, ..held });
+        }
+        Ok(())
     }
 
     /// Takes note of what the log's counts stand for.
@@ -314,7 +349,7 @@ impl Book {
             "{token} is delivered {times} times; it has {max} attempts, and {spared} did not count"
         );
         self.begun.entry(count).or_default().insert(attempt);
-        self.held.insert(deliver.delivery, Held { count, token, attempt, conn });
+        self.held.insert(deliver.delivery, Held { count, token, attempt, conn, delivery: deliver.delivery });
         if self.draining {
             *self.spared.entry(count).or_default() += 1;
         }

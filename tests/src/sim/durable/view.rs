@@ -100,6 +100,8 @@ impl View {
                     self.take(&record);
                 }
             }
+            // No request of the scripts has an idempotency key, which is what is claimed.
+            Record::Claimed(_) => {}
             Record::Request(_) | Record::Boot(_) | Record::Mark(_) | Record::Lost(_) => {}
         }
     }
