@@ -149,8 +149,8 @@ fn acceptance_lost() {
     is_found_in_the_log(PlantedBug::AcceptanceLost, &[Rule::Kept, Rule::Memory]);
 }
 
-/// An outcome that comes again although its acknowledgement was stable.
+/// An outcome that comes again although its acknowledgement was stable, or when its record has been buried.
 #[test]
 fn outcome_replayed() {
-    is_found_in_the_log(PlantedBug::OutcomeReplayed, &[Rule::Settled]);
+    is_found_in_the_log(PlantedBug::OutcomeReplayed, &[Rule::Settled, Rule::Gate]);
 }

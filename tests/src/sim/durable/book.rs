@@ -138,12 +138,13 @@ impl Book {
     }
 
     /// Another boot: connections, deliveries and sequences begin anew.
-    pub(super) fn begin_anew(&mut self) {
+    pub(super) fn begin_anew(&mut self, boot: u64) {
         self.talkers.clear();
         self.returning.clear();
         let answered = std::mem::take(&mut self.answers).into_values().map(|(held, _)| held);
         let had = std::mem::take(&mut self.held).into_values().chain(answered);
         self.former.extend(had.map(|held| ((self.boot, held.delivery), held)));
+        self.boot = boot;
         self.sequences.clear();
         self.begun.clear();
         self.draining = false;
@@ -260,10 +261,6 @@ impl Book {
             }
             ServerMessage::Reply(reply) => self.replies(*conn, reply, disk, time),
             ServerMessage::Acknowledge { sequence } => self.settles(*conn, *sequence, disk),
-            ServerMessage::Welcome(welcome) => {
-                self.boot = welcome.boot;
-                Ok(())
-            }
             ServerMessage::Resumed { open, attached, .. } => {
                 self.resumes(*conn, open, disk, time)?;
                 self.attaches(*conn, attached)
@@ -414,8 +411,12 @@ impl Book {
             (true, Answered::Reply) => false,
             (true, _) => logged.dead || logged.failed >= held.attempt,
         });
-        let verdict = (done || settled, held.token);
-        ensure!(verdict.0, Gate, "the answer to {} is acknowledged, and does not survive", verdict.1);
+        let (token, attempt, logged) = (held.token, held.attempt, view.living.get(&count));
+        ensure!(
+            done || settled,
+            Gate,
+            "the answer to {token} (attempt {attempt}) is acknowledged, and does not survive: {logged:?}"
+        );
         Ok(())
     }
 

@@ -98,7 +98,7 @@ impl Disk {
     }
 
     fn begin(&mut self, operation: Operation) {
-        let synced = matches!(operation.action, Action::Sync { .. });
+        let synced = matches!(operation.action, Action::Sync { .. } | Action::Write { synced: true, .. });
         self.under_way.push((operation.id, synced));
         self.twin.begin(operation);
         self.seen = None;
@@ -146,6 +146,11 @@ impl Disk {
             self.seen = Some(View::read(twin)?);
         }
         Ok(self.seen.get_or_insert_default())
+    }
+
+    /// Whether everything is synced that somebody waits for.
+    pub(super) fn syncs_always(&self) -> bool {
+        self.settings.policy == SyncPolicy::Always
     }
 
     /// What the gate opens for, by the policy.

@@ -63,7 +63,7 @@ impl Durable {
     pub(crate) fn open(&mut self, boot: u64, time: u64) -> Result<Opened, Violation> {
         let opened = self.disk.open(boot)?;
         let last = self.disk.last_crash();
-        self.book.restarted(&self.disk.view_of_restart()?, last, time)?;
+        self.book.restarted(&self.disk.view_of_restart()?, last, boot, time)?;
         Ok(opened)
     }
 
@@ -81,8 +81,11 @@ impl Durable {
     /// Takes an operation a step further. What the writer is to be told, if it has come to its end.
     pub(crate) fn step(&mut self, id: OperationId, time: u64) -> Result<Stepped, Violation> {
         let stepped = self.disk.step(id);
-        if matches!(stepped, Stepped::Done { synced: true, .. }) {
-            self.book.stable(self.disk.synced()?, time)?;
+        match stepped {
+            Stepped::Done { synced: true, .. } => self.book.stable(self.disk.synced()?, time)?,
+            // A policy that does not sync for it: a record may be buried in the log long before anything is stable.
+            Stepped::Done { .. } if !self.disk.syncs_always() => self.book.learn(self.disk.seen()?),
+            _ => {}
         }
         Ok(stepped)
     }

@@ -36,7 +36,7 @@ impl Book {
     }
 
     /// A server has started, and has this log.
-    pub(super) fn restarted(&mut self, view: &View, crash: Crash, time: u64) -> Verdict {
+    pub(super) fn restarted(&mut self, view: &View, crash: Crash, boot: u64, time: u64) -> Verdict {
         self.learn(view);
         for count in &self.finished {
             let back = view.living.get(count);
@@ -104,7 +104,7 @@ impl Book {
         let logged: BTreeSet<_> =
             view.living.keys().chain(&view.done).filter_map(|it| self.tokens.get(it)).collect();
         self.numbers.retain(|_, token| logged.contains(token));
-        self.begin_anew();
+        self.begin_anew(boot);
         Ok(())
     }
 
