@@ -57,6 +57,8 @@ pub(crate) struct World<'a> {
     server_timer: Option<u64>,
     /// Until when a leaving server waits for its log.
     stopping_until: Option<u64>,
+    /// When the server that runs was started.
+    booted_at: u64,
     log_failed: bool,
     pub(crate) server_hangs_until: u64,
     pub(crate) server_ahead: u64,
@@ -90,6 +92,7 @@ impl<'a> World<'a> {
             leaving: false,
             server_timer: None,
             stopping_until: None,
+            booted_at: 0,
             log_failed: false,
             server_hangs_until: 0,
             server_ahead: 0,
@@ -141,6 +144,13 @@ impl<'a> World<'a> {
             self.events += 1;
             self.note(&event);
             if matches!(event, Event::Inspect) {
+                // What a late crash took back has its time once more.
+                let dead_ttl = self.plan.settings.config.dead_ttl.as_micros() as u64;
+                let earliest = self.booted_at + dead_ttl + LONGEST_TTL;
+                if self.plan.settings.log.is_some() && earliest > at {
+                    self.plan_at(earliest, Event::Inspect);
+                    continue;
+                }
                 break;
             }
             self.step(event)?;

@@ -31,6 +31,7 @@ impl World<'_> {
         }
         self.server = Some(server);
         (self.leaving, self.server_timer, self.stopping_until) = (false, None, None);
+        self.booted_at = self.now;
         self.at_server(|server, now| server.turn(now))
     }
 
