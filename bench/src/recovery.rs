@@ -338,6 +338,8 @@ fn records(content: Content, count: u64, wall_ms: u64, payload: &[u8]) -> Vec<Re
         max_attempts: 5,
         flags: ringpost_protocol::message::RequestFlags::DURABLE.0,
         dialect: 0,
+        instance: 0,
+        joins: 0,
         session: b"bench",
         action: b"nobody",
         tag: b"",

@@ -163,6 +163,8 @@ pub(crate) fn sample_request(count: u64, payload: &[u8]) -> Request<'_> {
         max_attempts: 5,
         flags: 5,
         dialect: 1,
+        instance: 7,
+        joins: 0,
         session: b"session",
         action: b"action",
         tag: b"\"tag\"",

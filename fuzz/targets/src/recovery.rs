@@ -75,7 +75,7 @@ pub fn damage(input: &[u8]) {
             if let Err(error) = repair(&mut repaired, REPAIR) {
                 // Of a log without a manifest and a header that can be read, nothing is known.
                 let kinds = [LogErrorKind::Newer, LogErrorKind::Corrupt];
-                assert!(kinds.contains(&error.kind()), "not repaired: {error}");
+                assert!(kinds.contains(&error.error.kind()), "not repaired: {error}");
                 assert_eq!(repaired.list().ok(), damaged.list().ok(), "nothing is changed in vain");
                 return;
             }
