@@ -39,7 +39,7 @@ impl World<'_> {
             }
             Deed::BrokerLeaves(grace) => {
                 let (grace, boot) = (*grace, self.boot);
-                self.leaving = true;
+                (self.leaving, self.ledger.server_leaves) = (true, true);
                 self.plan_at(self.now + grace, Event::DrainOver { boot });
                 self.at_server(|server, now| server.drain((grace / 1000) as u32, now))
             }

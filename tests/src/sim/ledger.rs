@@ -72,6 +72,8 @@ pub(crate) struct Entry {
 pub(crate) struct Ledger {
     asked: BTreeMap<u64, Asked>,
     answers: u64,
+    /// The server leaves, and forgets sessions whose client is away: nobody can come back to it.
+    pub(crate) server_leaves: bool,
     /// How often each ending was seen.
     pub(crate) endings: BTreeMap<String, u64>,
     /// Durable requests of clients that come back, and that ended with a word that none of them may hear once accepted.
@@ -157,7 +159,7 @@ impl Ledger {
 
     /// A client that was there before is welcomed as a new one.
     pub(crate) fn is_unknown(&mut self, process: usize, session: &Bytes) -> Verdict {
-        let forgotten = session.is_empty() || self.forgotten.remove(session);
+        let forgotten = session.is_empty() || self.forgotten.remove(session) || self.server_leaves;
         ensure!(forgotten, Resume, "the session of process {process} is not known any more");
         self.excuse(process);
         Ok(())

@@ -361,7 +361,7 @@ impl Book {
         let view = disk.reliable()?;
         self.learn(view);
         let logged = self.find(view, token).filter(|(_, logged)| logged.outcome == Some(outcome));
-        let Some((count, _)) = logged else { return self.refuses(token, reply, disk) };
+        let Some((count, _)) = logged else { return self.refuses(token, reply, disk, time) };
         self.sequences.entry(who).or_default().insert(reply.sequence, token);
         self.promised.entry(count).or_insert(Promise { token, at: time });
         let first = *self.outcomes.entry(count).or_insert(outcome);
@@ -379,14 +379,16 @@ impl Book {
     }
 
     /// A reply for a durable request that is no outcome in the log: it was not taken, or the gate was not kept.
-    fn refuses(&mut self, token: u64, reply: &Reply, disk: &mut Disk) -> Verdict {
+    fn refuses(&mut self, token: u64, reply: &Reply, disk: &mut Disk, time: u64) -> Verdict {
         let refusal = matches!(
             reply.code,
             Some(Code::StorageFull | Code::DurableUnavailable | Code::Draining | Code::Overloaded)
         );
         let seen = disk.seen()?;
         self.learn(seen);
-        let unknown = self.find(seen, token).is_none();
+        // A send may have ended already, and the record of that not be there yet.
+        let ended = |asked: &Asked| asked.send && (asked.answered || time + SLACK_MICROS >= asked.over_at);
+        let unknown = self.find(seen, token).is_none() || self.asked.get(&token).is_some_and(ended);
         // One that was done may be sent again by a client that has not heard so, and is refused then.
         if refusal && unknown {
             if let Some(asked) = self.asked.get_mut(&token) {

@@ -31,7 +31,7 @@ impl World<'_> {
         }
         self.server = Some(server);
         (self.leaving, self.server_timer, self.stopping_until) = (false, None, None);
-        self.booted_at = self.now;
+        (self.booted_at, self.ledger.server_leaves) = (self.now, false);
         self.at_server(|server, now| server.turn(now))
     }
 
@@ -96,7 +96,7 @@ impl World<'_> {
     /// A disk that lost something is not asked again: the server ends, as it would when asked to.
     pub(super) fn log_failed(&mut self) -> Verdict {
         self.log_failed = true;
-        self.leaving = true;
+        (self.leaving, self.ledger.server_leaves) = (true, true);
         let boot = self.boot;
         self.plan_at(self.now + SECOND / 50, Event::BrokerDies { boot });
         self.at_server(|server, now| server.drain(20, now))
