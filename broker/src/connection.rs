@@ -25,6 +25,7 @@ impl Broker {
         debug_assert!(self.connections[index].is_none(), "{conn} was closed before its number is used again");
         self.connections[index] = Some(Connection {
             speaks,
+            count: self.counters.connections_opened,
             session: None,
             handlers: Vec::new(),
             half_closed: false,

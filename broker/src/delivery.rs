@@ -244,7 +244,8 @@ impl Broker {
         if broadcast {
             self.end_leg(delivery.request, delivery.leg, code, content, true);
         } else if durable {
-            let answered = Answered { conn, sequence: answer.sequence };
+            let Some(count) = self.connection(conn).map(|connection| connection.count) else { return };
+            let answered = Answered { conn, connection: count, sequence: answer.sequence };
             if send && code.is_some() {
                 return self.send_failed(delivery.request, answer.verdict, &content, answered);
             }

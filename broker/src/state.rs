@@ -26,6 +26,8 @@ pub(crate) type Table<K, V> = HashMap<K, V, SeedableRandomState>;
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) speaks: Speaks,
+    /// The how-manieth it is. Its number is another's once it is closed; this is not.
+    pub(crate) count: u64,
     /// There from the start in JSON, from the hello on in binary.
     pub(crate) session: Option<Key<Session>>,
     /// Its registrations, retired ones included while they hold something.

@@ -11,13 +11,15 @@ use crate::{
     Broker, ConnId,
     delivery::millis_between,
     slab::Key,
-    state::{Kept, Request, RequestState, Session, Timer},
+    state::{Connection, Kept, Request, RequestState, Session, Timer},
 };
 
 /// A handler's answer, to be acknowledged when what follows from it is stable.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Answered {
     pub(crate) conn: ConnId,
+    /// Which of those that had this number.
+    pub(crate) connection: u64,
     pub(crate) sequence: u64,
 }
 
@@ -145,12 +147,13 @@ impl Broker {
         }
     }
 
-    /// A handler's answer has had its effect for good.
+    /// A handler's answer has had its effect for good. It is told so if it is still there: on another connection the same
+    /// sequence is another answer's.
     pub(super) fn settled(&mut self, answered: Answered) {
-        let binary = |speaks| speaks == crate::Speaks::Binary;
-        if answered.sequence != 0
-            && self.connection(answered.conn).is_some_and(|connection| binary(connection.speaks))
-        {
+        let there = |connection: &Connection| {
+            connection.count == answered.connection && connection.speaks == crate::Speaks::Binary
+        };
+        if answered.sequence != 0 && self.connection(answered.conn).is_some_and(there) {
             self.send(answered.conn, ServerMessage::Acknowledge { sequence: answered.sequence });
         }
     }

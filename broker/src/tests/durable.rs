@@ -178,6 +178,25 @@ fn answered_once_stable() {
     assert_eq!(logged.broker.open_requests(), 0);
 }
 
+/// An answer is acknowledged on the connection that it came on, not on a later one that has its number: there, the same
+/// sequence is another answer's, which would be let go of before it is stable.
+#[test]
+fn acknowledged_where_it_was_said() {
+    let mut logged = Logged::new(Config::default());
+    let (handler, requester) = (logged.handler("sum", 1), logged.named("r"));
+    logged.request(requester, 1, durable);
+    logged.sync();
+    let delivery = logged.deliveries(handler)[0].delivery;
+    logged.answered(handler, delivery, 1);
+    logged.input(Input::Closed { conn: handler });
+    logged.input(Input::Opened { conn: handler, speaks: Speaks::Binary });
+    logged.say(handler, ClientMessage::Hello(Hello::default()));
+    logged.take(handler);
+    logged.sync();
+    assert_eq!(logged.take(handler), []);
+    assert_eq!(logged.replies(requester).len(), 1);
+}
+
 /// Without a handler a durable request waits for one; a plain one to the same action fails at once.
 #[test]
 fn waits_for_a_handler() {
