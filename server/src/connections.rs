@@ -53,6 +53,10 @@ pub(crate) struct Connection {
     pub(crate) held_back: Option<Time>,
     /// It is in the line of those to be told when there is memory again.
     pub(crate) in_line: bool,
+    /// Messages that were taken in since the last read, before the turn that is on.
+    pub(crate) taken: u32,
+    /// The last read whose messages are all taken in brought more of them than one turn takes.
+    pub(crate) floods: bool,
     /// Bytes of the buffer that is read into.
     pub(crate) buffer_bytes: usize,
     /// Bytes that are being written.
@@ -86,6 +90,8 @@ impl Connection {
             coming: None,
             held_back: None,
             in_line: false,
+            taken: 0,
+            floods: false,
             buffer_bytes: 0,
             in_flight: 0,
             in_flight_own: 0,

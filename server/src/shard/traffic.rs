@@ -14,7 +14,9 @@ use super::{NextRead, State};
 use crate::connections::{Connection, Phase};
 
 /// Messages of one connection that are taken in before others have their turn. No figure gains by more.
-const MAX_MESSAGES: usize = 256;
+const MAX_MESSAGES: u32 = 256;
+/// The same for a connection that last had more than that to say: others then wait for a few of its messages, not for many.
+const MAX_MESSAGES_OF_A_FLOOD: u32 = 32;
 /// The same for what follows from them: one broadcast can be a delivery to each of many handlers.
 const MAX_OUTPUTS: usize = 1024;
 
@@ -35,6 +37,7 @@ impl State {
         if connection.phase != Phase::Open {
             return NextRead::Discard;
         }
+        let most = if connection.floods { MAX_MESSAGES_OF_A_FLOOD } else { MAX_MESSAGES };
         let mut taken = 0;
         loop {
             match connection.codec.decode(&mut self.parser, buffer, &mut connection.out) {
@@ -42,8 +45,9 @@ impl State {
                     connection.greeted = true;
                     self.broker.handle(Input::Message { conn, message }, now);
                     taken += 1;
-                    let enough = taken >= MAX_MESSAGES || self.broker.pending_outputs() >= MAX_OUTPUTS;
+                    let enough = taken >= most || self.broker.pending_outputs() >= MAX_OUTPUTS;
                     if enough && !buffer.is_empty() {
+                        connection.taken += taken;
                         return NextRead::Later;
                     }
                 }
@@ -51,6 +55,7 @@ impl State {
                     if taken == 0 && connection.known {
                         self.broker.handle(Input::Heard { conn }, now);
                     }
+                    connection.floods = std::mem::take(&mut connection.taken) + taken >= MAX_MESSAGES;
                     return NextRead::Read(connection.codec.missing(buffer));
                 }
                 Ok(Decoded::Opened(dialect)) if !connection.surplus => {
