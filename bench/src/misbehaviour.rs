@@ -49,7 +49,8 @@ impl Misbehaviour {
     /// Its action, the length of a payload, how many requests it makes at once, and the pause behind them.
     fn manners(self) -> (&'static str, usize, usize, Duration) {
         match self {
-            Self::NeverReads => ("bench", 16 << 10, 10, TICK),
+            // One by one: what it makes of its replies is the point, not how its requests come.
+            Self::NeverReads => ("bench", 16 << 10, 1, TICK / 10),
             Self::Floods => ("nobody", 128, 512, Duration::ZERO),
             Self::ByteASecond => ("bench", 128, 1, Duration::ZERO),
         }
