@@ -22,7 +22,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 /// How a client misbehaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Misbehaviour {
-    /// It makes requests, 500 a second of 16 KiB, to the action that all use, and reads none of the replies.
+    /// It makes requests, 50 a second of 16 KiB, to the action that all use, and reads none of the replies. No more of them:
+    /// what it does by not reading is the question, not what its share of the work does.
     NeverReads,
     /// It writes requests as fast as its socket takes them, to an action that nobody has, and reads what comes.
     Floods,
@@ -49,8 +50,7 @@ impl Misbehaviour {
     /// Its action, the length of a payload, how many requests it makes at once, and the pause behind them.
     fn manners(self) -> (&'static str, usize, usize, Duration) {
         match self {
-            // One by one: what it makes of its replies is the point, not how its requests come.
-            Self::NeverReads => ("bench", 16 << 10, 1, TICK / 10),
+            Self::NeverReads => ("bench", 16 << 10, 1, TICK),
             Self::Floods => ("nobody", 128, 512, Duration::ZERO),
             Self::ByteASecond => ("bench", 128, 1, Duration::ZERO),
         }
