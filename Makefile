@@ -7,6 +7,7 @@ ROUNDS ?= 1
 SECONDS ?= 3
 TARGET ?= frames
 PREFIX ?= $(HOME)/.local
+BUILT = $(or $(CARGO_TARGET_DIR),target)/release
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check fmt lint docs bench criterion compare waiting instructions \
@@ -34,15 +35,15 @@ docs: ## documentation builds without warnings
 
 bench: ## figures into bench/RESULTS.md; NATS beside them where nats-server is on the PATH
 	$(CARGO) build --release --locked -p ringpost-cli -p ringpost-bench
-	$${CARGO_TARGET_DIR:-target}/release/ringpost-bench rows --runs $(RUNS) --seconds $(SECONDS) --out bench/RESULTS.md
+	$(BUILT)/ringpost-bench rows --ringpost $(BUILT)/ringpost --runs $(RUNS) --seconds $(SECONDS) --out bench/RESULTS.md
 
 compare: ## the same; NATS must be there
 	$(CARGO) build --release --locked -p ringpost-cli -p ringpost-bench
-	$${CARGO_TARGET_DIR:-target}/release/ringpost-bench compare --runs $(RUNS) --seconds $(SECONDS) --out bench/RESULTS.md
+	$(BUILT)/ringpost-bench compare --ringpost $(BUILT)/ringpost --runs $(RUNS) --seconds $(SECONDS) --out bench/RESULTS.md
 
 waiting: ## a million durable requests that wait: memory and disk for each, and the time of a start
 	$(CARGO) build --release --locked -p ringpost-cli -p ringpost-bench
-	$${CARGO_TARGET_DIR:-target}/release/ringpost-bench waiting
+	$(BUILT)/ringpost-bench waiting --ringpost $(BUILT)/ringpost
 
 criterion: ## micro benches of codec, scanner and core
 	$(CARGO) bench --locked -p ringpost-bench
@@ -50,12 +51,12 @@ criterion: ## micro benches of codec, scanner and core
 instructions: ## callgrind's counts for codec and cores, compared with bench/INSTRUCTIONS.json; needs valgrind
 	@command -v valgrind >/dev/null || { echo "valgrind is not here: apt install valgrind (or dnf, pacman …)"; exit 69; }
 	$(CARGO) build --release --locked -p ringpost-bench
-	$${CARGO_TARGET_DIR:-target}/release/ringpost-bench instructions
+	$(BUILT)/ringpost-bench instructions
 
 instructions-record: ## the same, written to bench/INSTRUCTIONS.json
 	@command -v valgrind >/dev/null || { echo "valgrind is not here: apt install valgrind (or dnf, pacman …)"; exit 69; }
 	$(CARGO) build --release --locked -p ringpost-bench
-	$${CARGO_TARGET_DIR:-target}/release/ringpost-bench instructions --record
+	$(BUILT)/ringpost-bench instructions --record
 
 fuzz: ## TARGET=frames|json|broker|client|records|recovery|damage SECONDS=n: libFuzzer; needs nightly and cargo-fuzz
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || { echo "cargo-fuzz is not here: cargo install cargo-fuzz"; exit 69; }
