@@ -258,7 +258,10 @@ impl Requests {
         let left = |request: &Request| u16::from(request.max_attempts.max(1)).saturating_sub(reply.attempt);
         let again = |request: &Request| left(request) > 0 && !request.flags.has(RequestFlags::BROADCAST);
         let Some(mut request) = open.sent.take_if(|request| again(request)) else { return false };
-        request.max_attempts = left(&request) as u8;
+        // What is durable was not accepted, so it goes with all its attempts; how many that are may be the next server's word.
+        if !request.flags.has(RequestFlags::DURABLE) {
+            request.max_attempts = left(&request) as u8;
+        }
         // They are in the order of numbers.
         if let Ok(place) = self.sends.binary_search_by_key(&reply.number, |(number, _)| *number) {
             self.sends.remove(place);

@@ -199,6 +199,28 @@ fn goodbye() {
     assert_eq!(count(&rig.outputs(), &Output::Send(ClientMessage::Goaway)), 1);
 }
 
+/// A durable request that a leaving server did not take goes to the next one with all its attempts: also with those that it
+/// did not name.
+#[test]
+fn what_a_leaving_server_did_not_take_keeps_its_attempts() {
+    let mut rig = Rig::ready(named());
+    for (token, max_attempts) in [(1, 0), (2, 3)] {
+        let flags = RequestFlags::DURABLE;
+        rig.request(RequestSpec { max_attempts, flags, ..plain() }, token);
+    }
+    rig.outputs();
+    rig.receive(ServerMessage::Goaway { grace_ms: 10_000, reason: "restart".into() });
+    for (number, sequence) in [(1, 1), (2, 2)] {
+        let code = Some(Code::Draining);
+        let refused = ServerMessage::Reply(Reply { number, sequence, code, ..Reply::default() });
+        assert_eq!(ends(&rig.receive(refused)), []);
+    }
+    rig.receive(ServerMessage::Pong(1));
+    let outputs = come_back_from_pause(&mut rig, 6, 1);
+    let again: Vec<_> = requests(&outputs).iter().map(|request| request.max_attempts).collect();
+    assert_eq!(again, [0, 3]);
+}
+
 /// What a leaving server did not take, or gave up on, goes to the next one, before what was made later and with the attempts
 /// that are left; without any left, and for a broadcast, `draining` is the outcome.
 #[test]
