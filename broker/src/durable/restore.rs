@@ -91,7 +91,7 @@ impl Restore {
                 entry.into_iter().flat_map(|entry| entry.places.all()).for_each(died);
             }
             Record::Moved(moved) => match Record::decode(moved.kind, moved.body) {
-                Ok(record) => self.take(at, &record, died),
+                Ok(record) => self.take_copy(at, &record, died),
                 // Recovery has checked it before.
                 Err(_) => died(at),
             },
@@ -118,6 +118,22 @@ impl Restore {
                 entry.claimed = true;
             }
             Record::Boot(_) | Record::Mark(_) | Record::Lost(_) => {}
+        }
+    }
+
+    /// A copy may come behind records of what happened since its original was written: what it says of a failed attempt does
+    /// not hide that a later one has begun.
+    fn take_copy(&mut self, at: Location, record: &Record<'_>, died: &mut dyn FnMut(Location)) {
+        let failed = match record {
+            Record::Retry(retry) => Some(retry.count),
+            Record::Dead(dead) => Some(dead.count),
+            _ => None,
+        };
+        let begun = failed.and_then(|count| self.entries.get(&count)).map_or(0, |entry| entry.attempt);
+        self.take(at, record, died);
+        if let Some(count) = failed {
+            let entry = self.entry(count);
+            entry.attempt = entry.attempt.max(begun);
         }
     }
 

@@ -125,3 +125,45 @@ fn a_handler_goes_on_and_on() {
         logged.sync();
     }
 }
+
+/// A failed attempt's record that compaction has copied behind that of the attempt under way does not hide the latter: its
+/// handler goes on.
+#[test]
+fn compaction_does_not_hide_who_holds_it() {
+    for others in (0..60).step_by(4) {
+        let mut logged = Logged::new(Config::default());
+        let (handler, sender) = (named_handler(&mut logged, "h"), logged.named("r"));
+        logged.request(sender, 1, durable_send);
+        logged.sync();
+        let first = logged.deliveries(handler).remove(0).delivery;
+        say_verdict(&mut logged, handler, first, Verdict::Retry(1000));
+        fill(&mut logged, 30);
+        logged.pass(Duration::from_secs(1));
+        let second = logged.deliveries(handler).remove(0);
+        assert_eq!(second.attempt, 2);
+        fill(&mut logged, others);
+        logged.restart();
+        let handler = named_handler(&mut logged, "h");
+        assert_eq!(come_back(&mut logged, handler, 1, &[second.delivery]).0.len(), 1, "with {others} others");
+    }
+}
+
+/// So many requests that are answered, and done.
+fn fill(logged: &mut Logged, times: u64) {
+    let (quick, asker) = (logged.handler("quick", 9), logged.connect(Speaks::Binary));
+    for number in 1..=times {
+        logged.request(asker, number, |request| {
+            durable(request);
+            request.content = Content::from_parts(b"quick", b"", b"", b"1");
+        });
+        logged.sync();
+        let delivery = logged.deliveries(quick).remove(0).delivery;
+        logged.answered(quick, delivery, number);
+        logged.sync();
+        let sequence = logged.replies(asker).remove(0).sequence;
+        logged.say(asker, ClientMessage::Acknowledge(Target::Number(sequence)));
+    }
+    logged.input(Input::Closed { conn: quick });
+    logged.input(Input::Closed { conn: asker });
+    logged.sync();
+}
