@@ -72,7 +72,8 @@ impl Broker {
             let session = handler
                 .and_then(|(_, delivery)| self.handlers.get(delivery.handler))
                 .and_then(|handler| self.connections.get(handler.conn.0 as usize)?.as_ref()?.session)
-                .and_then(|session| self.sessions.get(session));
+                .and_then(|session| self.sessions.get(session))
+                .filter(|session| session.outlives);
             let (boot, delivery, session, attempt) = match (&durable.former, handler) {
                 // The attempt that waits for its handler is not counted before that comes back.
                 (Some(former), _) => (former.boot, former.delivery, &former.session[..], request.attempt + 1),

@@ -140,7 +140,9 @@ impl Broker {
 
     pub(crate) fn log_delivered(&mut self, key: Key<Request>, delivery: Key<Delivery>, conn: ConnId) {
         let session = self.connection(conn).and_then(|connection| connection.session);
-        let session = session.and_then(|session| self.sessions.get(session));
+        // Only who can come back is waited for after a restart.
+        let session =
+            session.and_then(|session| self.sessions.get(session)).filter(|session| session.outlives);
         let (Some(journal), Some(request)) = (&mut self.journal, self.requests.get(key)) else { return };
         let location = journal.append_for(
             key,

@@ -167,3 +167,20 @@ fn fill(logged: &mut Logged, times: u64) {
     logged.input(Input::Closed { conn: asker });
     logged.sync();
 }
+
+/// JSON handlers cannot say what they held: another one gets it at once, whatever name they had.
+#[test]
+fn json_handlers_are_not_waited_for() {
+    let mut logged = Logged::new(Config::default());
+    let handler = logged.connect(Speaks::Json);
+    let (action, session) = ("sum".into(), "h".into());
+    logged.say(handler, ClientMessage::Register(Register { registration: 0, credit: 1, action, session }));
+    let requester = logged.named("r");
+    logged.request(requester, 1, durable);
+    logged.sync();
+    assert_eq!(logged.deliveries(handler).len(), 1);
+    logged.sync();
+    logged.restart();
+    let other = logged.handler("sum", 9);
+    assert_eq!(logged.deliveries(other).len(), 1);
+}
