@@ -156,9 +156,26 @@ impl Broker {
         let Some(durable) = self.durable_mut(first) else { return };
         match (durable.decided, durable.keyed.as_deref_mut()) {
             (Some(decided), _) => self.decide_like(key, first, decided),
-            (None, Some(keyed)) => keyed.joined.push(key),
+            (None, Some(keyed)) => {
+                let mut joined = std::mem::take(&mut keyed.joined);
+                if joined.len() == joined.capacity() {
+                    // Those that have ended meanwhile are swept out before the list grows.
+                    joined.retain(|key| self.has_joined(*key));
+                    joined.reserve(joined.len() + 1);
+                }
+                joined.push(key);
+                if let Some(keyed) = self.durable_mut(first).and_then(|durable| durable.keyed.as_deref_mut())
+                {
+                    keyed.joined = joined;
+                }
+            }
             (None, None) => debug_assert!(false, "{first:?} has no key"),
         }
+    }
+
+    /// Whether it waits for the outcome of another one: it was not cancelled, nor has its time ended.
+    fn has_joined(&self, key: Key<Request>) -> bool {
+        self.requests.get(key).is_some_and(|request| matches!(request.state, RequestState::Joined))
     }
 
     /// The first request under a key is decided: so are those that joined it.
@@ -172,6 +189,9 @@ impl Broker {
     }
 
     fn decide_like(&mut self, key: Key<Request>, first: Key<Request>, decided: Decided) {
+        if !self.has_joined(key) {
+            return;
+        }
         let Some(content) = self.kept_of(first).map(|kept| kept.content.clone()) else { return };
         let Some(before) = self.requests.get(first) else { return };
         let (attempt, delivered_after_ms, received) =

@@ -325,6 +325,43 @@ fn a_crash_at_any_record() {
     }
 }
 
+/// One that joined and was ended by itself, by its ttl or a cancel, has had its outcome: what the first one comes to changes
+/// nothing of that, and it is not remembered by the first.
+#[test]
+fn who_joined_may_end_before_the_first() {
+    let mut logged = Logged::new(Config::default());
+    let (one, other, handler) = (logged.named("one"), logged.named("other"), logged.handler("sum", 9));
+    logged.request(one, 1, keyed("k"));
+    logged.request(other, 1, keyed("k"));
+    logged.sync();
+    logged.say(other, ClientMessage::Cancel(Target::Number(1)));
+    logged.sync();
+    let told = one_reply(&mut logged, other);
+    logged.input(Input::Closed { conn: other });
+    let poller = logged.named("poller");
+    for number in 1..=200 {
+        logged.request(poller, number, |request| {
+            keyed("k")(request);
+            request.ttl_ms = 1;
+        });
+        logged.sync();
+        logged.pass(Duration::from_millis(2));
+        logged.sync();
+        let reply = one_reply(&mut logged, poller);
+        acknowledge(&mut logged, poller, &reply);
+    }
+    let first = *logged.broker.keys.values().next().unwrap();
+    let joined = logged.broker.durable(first).unwrap().keyed.as_ref().unwrap().joined.len();
+    assert!(joined < 20, "{joined} of 200 that are over");
+    let held = logged.deliveries(handler).remove(0);
+    logged.answered(handler, held.delivery, 1);
+    logged.sync();
+    assert_eq!(logged.codes(one), [(1, None)]);
+    let other = logged.named("other");
+    assert_eq!(logged.resume(other, 1, &[1]), [(1, OpenState::Outcome)]);
+    assert_eq!(one_reply(&mut logged, other), told);
+}
+
 impl Logged {
     /// What a connection was told meanwhile: how far it is accepted, and the outcomes.
     fn accepted_and_replies(&mut self, conn: ConnId) -> (Option<u64>, Vec<(u64, Vec<u8>)>) {
