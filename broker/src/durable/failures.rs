@@ -187,16 +187,12 @@ impl Broker {
         request.state = RequestState::Resting;
         self.timers.cancel(before);
         let now_ms = self.now.wall_ms;
-        let old = self.durable_mut(key).and_then(|durable| {
+        if let Some(durable) = self.durable_mut(key) {
             durable.expires_ms = now_ms.saturating_add(ttl.as_millis() as u64);
             durable.failure = Some(Failure { message: Bytes::new(), at_ms: now_ms, attempt: 0, dead: None });
-            durable.places.request.take()
-        });
+        }
         self.log_request(key);
         self.log_failure(key);
-        if let (Some(old), Some(log)) = (old, self.log()) {
-            log.died(old);
-        }
         self.hurry_log();
         self.queue_again(key);
         true

@@ -129,13 +129,15 @@ impl Broker {
         }
     }
 
+    /// Logs a request, in place of what the log had of it before.
     pub(super) fn log_request(&mut self, key: Key<Request>) {
         let (Some(journal), Some(request)) = (&mut self.journal, self.requests.get(key)) else { return };
         let Some(kept) = request.kept.and_then(|kept| self.kept.get_mut(kept)) else { return };
         let Some(durable) = kept.durable.as_deref_mut() else { return };
         let record = request_record(request, durable, &kept.tag, &kept.content);
-        let place = journal.append_for(key, &record);
-        durable.places.request = place;
+        let Some(place) = journal.append_for(key, &record) else { return };
+        let before = durable.places.request.replace(place);
+        before.into_iter().for_each(|before| journal.writer.died(before));
     }
 
     pub(crate) fn log_delivered(&mut self, key: Key<Request>, delivery: Key<Delivery>, conn: ConnId) {
@@ -190,7 +192,9 @@ impl Broker {
         let Some(kept) = request.kept.and_then(|kept| self.kept.get_mut(kept)) else { return };
         let Some(durable) = kept.durable.as_deref_mut() else { return };
         let record = Record::Claimed(body::Claimed { count: request.count });
-        durable.places.claimed = journal.append_for(key, &record);
+        // A log that takes nothing more keeps all of it.
+        let Some(place) = journal.append_for(key, &record) else { return };
+        durable.places.claimed = Some(place);
         if durable.decided.is_none() {
             // What its attempts came to is of no use any more.
             let before = [durable.places.delivered.take(), durable.places.reply.take()];

@@ -924,6 +924,34 @@ fn an_acknowledgement_at_the_end_of_the_log_lets_nothing_go() {
     assert_eq!(logged.resume(requester, 1, &[1]), [(1, OpenState::Outcome)]);
 }
 
+/// What a stopping log cannot take of a send's end, or of an operator's word, lets none of its records go: were a dead letter's
+/// removed, and the send itself not, it would run again; were the send's own removed, nothing would be left of it.
+#[test]
+fn nothing_of_a_dead_letter_goes_at_the_end_of_the_log() {
+    let headers = ringpost_protocol::encode_headers([("idempotency-key", "k")]).unwrap();
+    for op in ["drop", "resend"] {
+        let mut logged = Logged::new(Config::default());
+        let (handler, requester) = (logged.handler("sum", 1), logged.named("r"));
+        logged.request(requester, 1, |request| {
+            durable_send(request);
+            request.content = Content::from_parts(b"sum", b"", &headers, b"1");
+        });
+        logged.sync();
+        let held = logged.deliveries(handler).remove(0);
+        say_verdict(&mut logged, handler, held.delivery, Verdict::Reject);
+        logged.broker.log().unwrap().stop();
+        let (_, before) = logged.broker.log().unwrap().disk_and_living_bytes();
+        logged.request(requester, 2, |request| {
+            let data = format!("{{\"op\":\"{op}\"}}");
+            request.content = Content::from_parts(b"$sys.dead", b"", b"", data.as_bytes());
+        });
+        logged.sync();
+        assert_eq!(logged.broker.log().unwrap().disk_and_living_bytes().1, before, "after {op}");
+        logged.restart();
+        assert_eq!(logged.broker.dead.len(), 1);
+    }
+}
+
 /// Durable requests that wait count in the memory budget like all others.
 #[test]
 fn what_waits_is_bounded_by_memory() {
