@@ -189,6 +189,8 @@ impl Broker {
             self.tenure_count += 1;
             session.hand_over(speaker, self.tenure_count);
         }
+        // Its name may have been a JSON client's before.
+        session.outlives = speaks == Some(Speaks::Binary) && !name.is_empty();
         session.speaker = speaker;
         session.epoch += 1;
         session.caught_up = session.epoch == 1;

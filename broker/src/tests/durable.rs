@@ -557,6 +557,31 @@ fn json_clients_come_back_by_name() {
     assert_eq!((&reply.tag[..], reply.code), (&b"\"b\""[..], None));
 }
 
+/// A binary client that takes the name over from a JSON one can come back to what is its own.
+#[test]
+fn a_name_may_change_its_dialect() {
+    let mut logged = Logged::new(Config::default());
+    let handler = logged.handler("sum", 9);
+    let json = logged.connect(Speaks::Json);
+    let (action, session) = ("me".into(), "mine".into());
+    logged.say(json, ClientMessage::Register(Register { registration: 0, credit: 1, action, session }));
+    logged.request(json, 0, |request| {
+        durable(request);
+        request.content = Content::with_tag(b"later", b"1", b"", b"", b"1");
+    });
+    logged.sync();
+    logged.input(Input::Closed { conn: json });
+    let binary = logged.named("mine");
+    logged.resume(binary, 0, &[]);
+    logged.request(binary, 10, |_| {});
+    let held = logged.deliveries(handler).remove(0);
+    logged.input(Input::Closed { conn: binary });
+    logged.answered(handler, held.delivery, 1);
+    let binary = logged.named("mine");
+    assert_eq!(logged.resume(binary, 1, &[10]), [(10, OpenState::Outcome)]);
+    assert_eq!(logged.codes(binary), [(10, None)]);
+}
+
 /// Of a requester without a session's name nothing is kept once it is gone, but what it asked for is done.
 #[test]
 fn without_a_name_nobody_comes_back() {
