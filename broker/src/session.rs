@@ -110,6 +110,11 @@ impl Outcomes {
         (self.kept, self.bytes, self.counted_bytes) = (VecDeque::new(), 0, 0);
     }
 
+    /// What the client does not know by now, it will never get: as if a last outcome had had to make room.
+    fn end_unheard(&mut self) {
+        self.dropped = self.next_sequence();
+    }
+
     pub(crate) fn check_invariants(&self, limit_bytes: usize) {
         let bytes: usize = self.kept.iter().map(|reply| OUTCOME_BYTES + reply.content.len()).sum();
         assert!(bytes == self.bytes && bytes <= limit_bytes, "bytes of kept outcomes");
@@ -303,6 +308,9 @@ impl Broker {
             self.detached += 1;
         }
         self.drop_outcomes(key);
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.outcomes.end_unheard();
+        }
         self.abandon_those(key, |_, _| true);
     }
 

@@ -557,6 +557,28 @@ fn json_clients_come_back_by_name() {
     assert_eq!((&reply.tag[..], reply.code), (&b"\"b\""[..], None));
 }
 
+/// What was plain is gone when its client has been away for long, also where the session stays for something durable: the
+/// client is told that, and does not wait for it.
+#[test]
+fn what_stays_for_long_is_only_what_is_durable() {
+    let mut logged = Logged::new(Config::default());
+    let (handler, requester) = (logged.handler("sum", 9), logged.named("r"));
+    logged.request(requester, 1, |request| {
+        durable(request);
+        request.content = Content::from_parts(b"later", b"", b"", b"1");
+    });
+    logged.sync();
+    logged.request(requester, 2, |request| request.timeout_ms = 3_600_000);
+    logged.request(requester, 3, |request| request.timeout_ms = 3_600_000);
+    let held = logged.deliveries(handler);
+    logged.input(Input::Closed { conn: requester });
+    logged.answered(handler, held[0].delivery, 1);
+    logged.pass(Duration::from_secs(61));
+    let requester = logged.named("r");
+    let states = logged.resume(requester, 1, &[1, 2, 3]);
+    assert_eq!(states, [(1, OpenState::Running), (2, OpenState::Lost), (3, OpenState::Lost)]);
+}
+
 /// A binary client that takes the name over from a JSON one can come back to what is its own.
 #[test]
 fn a_name_may_change_its_dialect() {
