@@ -12,7 +12,7 @@ use crate::{
     durable::Journal,
     session::Entry,
     slab::Key,
-    state::{Connection, Handler, Request, RequestState, Session, Timer},
+    state::{Connection, Handler, Request, RequestState, Timer},
 };
 
 impl Broker {
@@ -295,7 +295,7 @@ impl Broker {
         let ends = connection.half_closed || (connection.leaving && connection.handlers.is_empty());
         let key = connection.session;
         let session = key.and_then(|session| self.sessions.get(session));
-        if ends && session.is_none_or(Session::is_idle) {
+        if ends && session.is_none_or(|session| self.has_told_all(session)) {
             if let Some(key) = key.filter(|_| !connection.closing) {
                 self.tell_accepted(key);
             }

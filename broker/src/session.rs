@@ -136,8 +136,8 @@ pub(crate) struct Entry {
 }
 
 impl Session {
-    /// Whether nothing more is to be sent to its client.
-    pub(crate) fn is_idle(&self) -> bool {
+    /// Whether all that it has open has an outcome that was sent.
+    fn is_idle(&self) -> bool {
         self.open.len() == self.durable_outcomes.len()
     }
 
@@ -189,13 +189,13 @@ impl Broker {
             return Entry { epoch: 1, tenure: 0, next_number: 1 };
         };
         session.conn = Some(conn);
+        // Its name may have been a JSON client's before.
+        session.outlives = speaks == Some(Speaks::Binary) && !name.is_empty();
         session.returns = session.epoch > 0 && session.speaker.instance == speaker.instance;
         if !session.returns {
             self.tenure_count += 1;
             session.hand_over(speaker, self.tenure_count);
         }
-        // Its name may have been a JSON client's before.
-        session.outlives = speaks == Some(Speaks::Binary) && !name.is_empty();
         session.speaker = speaker;
         session.epoch += 1;
         session.caught_up = session.epoch == 1;
@@ -494,6 +494,17 @@ impl Broker {
             }
             self.send(conn, ServerMessage::Reply(reply));
         }
+    }
+
+    /// Whether a session's client is to be told nothing more, as far as is known now. Durable sends that were accepted go on
+    /// without a word.
+    pub(crate) fn has_told_all(&self, session: &Session) -> bool {
+        let told = |key: &Key<Request>| {
+            let sent = || self.durable(*key).and_then(|durable| durable.decided?.sequence).is_some();
+            self.requests.get(*key).is_some_and(|it| it.is_durable() && (!it.wants_reply() || sent()))
+        };
+        session.is_idle()
+            || session.durable > 0 && session.unstable.is_empty() && session.open.values().all(told)
     }
 
     pub(crate) fn close_if_session_finished(&mut self, key: Key<Session>) {

@@ -153,6 +153,7 @@ impl Broker {
             Some((RequestState::Joined, false)) => self.joined_send_accepted(key),
             _ => {}
         }
+        self.close_if_session_finished(session);
     }
 
     fn tell_durable_accepted(&mut self, key: Key<Request>, session_key: Key<Session>, number: u64) {

@@ -604,6 +604,25 @@ fn a_name_may_change_its_dialect() {
     assert_eq!(logged.codes(binary), [(10, None)]);
 }
 
+/// JSON: who has ended its half and only waits for the end of a send that was accepted has nothing to wait for.
+#[test]
+fn an_accepted_send_holds_no_connection() {
+    let mut logged = Logged::new(Config::default());
+    let json = logged.connect(Speaks::Json);
+    logged.request(json, 0, |request| {
+        durable_send(request);
+        request.content = Content::with_tag(b"later", b"1", b"", b"", b"1");
+    });
+    logged.input(Input::HalfClosed { conn: json });
+    assert!(logged.closed.is_empty(), "it is to be told that the send is accepted");
+    logged.sync();
+    assert!(matches!(logged.take(json)[..], [ServerMessage::Accepted { .. }]));
+    assert_eq!(logged.closed.len(), 1);
+    logged.input(Input::Closed { conn: json });
+    let handler = logged.handler("later", 1);
+    assert_eq!(logged.deliveries(handler).len(), 1);
+}
+
 /// Of a requester without a session's name nothing is kept once it is gone, but what it asked for is done.
 #[test]
 fn without_a_name_nobody_comes_back() {
