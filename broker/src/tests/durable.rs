@@ -1,6 +1,7 @@
 //! Durable requests: nothing is promised before it is stable, and everything that was promised is there after a restart.
 
 mod all;
+mod any_order;
 mod instances;
 mod keys;
 mod reattach;

@@ -380,7 +380,7 @@ impl Logged {
     }
 
     /// The disk does so much of what it was asked for.
-    fn sync_part(&mut self, operations: usize) {
+    pub(super) fn sync_part(&mut self, operations: usize) {
         let now = self.stage.now;
         for _ in 0..operations {
             let Some(operation) = self.stage.broker.log().unwrap().poll(now) else { break };
