@@ -87,7 +87,7 @@ impl Broker {
                 count: request.count,
                 boot,
                 delivery,
-                wall_ms: self.now.wall_ms,
+                wall_ms: super::journal::delivered_ms(request, self.now.wall_ms),
                 attempt,
                 session,
             });

@@ -152,7 +152,7 @@ impl Broker {
                 count: request.count,
                 boot: self.config.boot,
                 delivery: delivery.raw(),
-                wall_ms: self.now.wall_ms,
+                wall_ms: delivered_ms(request, self.now.wall_ms),
                 attempt: request.attempt,
                 session: session.map(|session| session.name.as_ref()).unwrap_or_default(),
             }),
@@ -221,6 +221,15 @@ impl Broker {
         if let Some(journal) = &mut self.journal {
             places.all().for_each(|place| journal.writer.died(place));
         }
+    }
+}
+
+/// When a request's attempt began, in milliseconds since the Unix epoch: for one that is taken up again after a restart, before
+/// that.
+pub(super) fn delivered_ms(request: &Request, now_ms: u64) -> u64 {
+    match request.delivered_after_ms {
+        u32::MAX => now_ms,
+        after => request.received.wall_ms.saturating_add(u64::from(after)),
     }
 }
 

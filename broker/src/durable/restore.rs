@@ -29,6 +29,8 @@ pub(super) struct Entry {
     /// It is kept for its key only.
     pub(super) claimed: bool,
     pub(super) attempt: u16,
+    /// When the last attempt began, in milliseconds since the Unix epoch.
+    pub(super) delivered_ms: u64,
     /// Who had the last attempt.
     pub(super) former: Option<Former>,
     /// The last attempt that failed.
@@ -73,7 +75,7 @@ impl Restore {
             Record::Delivered(delivered) => {
                 let entry = self.entry(delivered.count);
                 entry.places.delivered.replace(at).into_iter().for_each(died);
-                entry.attempt = delivered.attempt;
+                (entry.attempt, entry.delivered_ms) = (delivered.attempt, delivered.wall_ms);
                 entry.former = Some(Former {
                     session: Bytes::copy_from_slice(delivered.session),
                     boot: delivered.boot,

@@ -124,8 +124,13 @@ impl Broker {
             true => self.action_for(asked.content.name()),
             false => Key::from_raw(u64::MAX),
         };
-        let delivered_after_ms =
-            entry.outcome.as_ref().map_or(u32::MAX, |outcome| outcome.delivered_after_ms);
+        let delivered_after_ms = match &entry.outcome {
+            Some(outcome) => outcome.delivered_after_ms,
+            None if stage == Stage::Held => {
+                u32::try_from(entry.delivered_ms.saturating_sub(asked.received_ms)).unwrap_or(u32::MAX)
+            }
+            None => u32::MAX,
+        };
         let attempt = match &entry.outcome {
             Some(outcome) => outcome.attempt,
             // What failed has been counted. One that was not over: restarts do not use up attempts.

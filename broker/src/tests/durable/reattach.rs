@@ -148,6 +148,29 @@ fn compaction_does_not_hide_who_holds_it() {
     }
 }
 
+/// The reply of a handler that went on says when it was given the request: before the restarts.
+#[test]
+fn the_reply_says_when_it_was_delivered() {
+    let (mut logged, held) = held_by("h");
+    let mut held = held[0];
+    for boot in 1..=2 {
+        logged.pass(Duration::from_secs(1));
+        let handler = named_handler(&mut logged, "h");
+        held = come_back(&mut logged, handler, boot, &[held]).0[0].1;
+        logged.sync();
+        if boot == 1 {
+            logged.restart();
+        } else {
+            logged.answered(handler, held, 1);
+        }
+    }
+    logged.sync();
+    let requester = logged.named("r");
+    logged.resume(requester, 1, &[1, 2]);
+    let reply = logged.replies(requester).remove(0);
+    assert_eq!((reply.delivered_after_ms, reply.handled_after_ms), (0, 2000));
+}
+
 /// So many requests that are answered, and done.
 fn fill(logged: &mut Logged, times: u64) {
     let (quick, asker) = (logged.handler("quick", 9), logged.connect(Speaks::Binary));
