@@ -22,7 +22,7 @@ const MOST_DAMAGES: u64 = 6;
 /// A record as it was found: its sequence, its kind, and all that it says.
 type Found = (Sequence, Kind, String);
 
-/// Reads a directory of files whose names and contents come from the bytes, see [`logs::files`].
+/// Reads a directory of files whose names and contents come from the bytes, see `logs::files`.
 ///
 /// Everything that reads a log agrees on whether it is whole; a log that was repaired is; nothing is read without an end.
 ///
