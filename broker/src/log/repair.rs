@@ -14,7 +14,7 @@ use super::{
     manifest::Manifest,
     names::{self, MANIFEST},
     reader::{SegmentReader, Window},
-    record::{Flaw, MIN_RECORD_BYTES, encode},
+    record::{Flaw, MIN_RECORD_BYTES, RECORD_ALIGNMENT, encode},
     recovery::{DIRECTORY, check_unused, copy_aside, list, read_header, read_manifest},
     segment::{SEGMENT_HEADER_BYTES, SegmentHeader},
     tail,
@@ -249,7 +249,9 @@ impl<F: Files> Repair<'_, F> {
             let end = u64::from(successor.predecessor_end);
             let empty = end == START && successor.first == of.first;
             let filled = end >= START + MIN_RECORD_BYTES as u64 && successor.first > of.first;
-            (empty || filled) && end <= of.file_bytes.into()
+            // Where no record can end, none did: whoever wrote that header wrote no log.
+            let possible = end.is_multiple_of(RECORD_ALIGNMENT as u64) && end <= of.file_bytes.into();
+            (empty || filled) && possible
         }))
     }
 

@@ -309,6 +309,22 @@ fn wrong_files() {
     assert_eq!(refused(&disk, "foreign").what, Damage::Foreign { log: LogId([8; 16]) });
 }
 
+/// A header that says its predecessor ended where no record can end is not taken at its word, also when that one is missing.
+#[test]
+fn a_header_that_cannot_be() {
+    let (history, whole) = small_log();
+    let [first, second] = [0, 1].map(|index: usize| whole.recovered.segments[index].header);
+    for more in 1..8 {
+        let mut disk = history.disk.clone();
+        let mut header = second;
+        header.predecessor_end += more;
+        let replace = |bytes: &mut Vec<u8>| bytes[..SEGMENT_HEADER_BYTES].copy_from_slice(&header.encode());
+        disk.damage(&names::segment(second.number), replace).unwrap();
+        disk.remove(&names::segment(first.number)).unwrap();
+        repaired(&disk, &whole, "no record ends there");
+    }
+}
+
 /// Files that have nothing to do with a log are reported and left alone; files of a log without its manifest are no new log.
 #[test]
 fn other_files() {
