@@ -309,7 +309,7 @@ fn wrong_files() {
     assert_eq!(refused(&disk, "foreign").what, Damage::Foreign { log: LogId([8; 16]) });
 }
 
-/// A header that says its predecessor ended where no record can end is not taken at its word, also when that one is missing.
+/// A header that says its predecessor ended where no record can end is not taken at its word, whatever is left of that one.
 #[test]
 fn a_header_that_cannot_be() {
     let (history, whole) = small_log();
@@ -320,8 +320,14 @@ fn a_header_that_cannot_be() {
         header.predecessor_end += more;
         let replace = |bytes: &mut Vec<u8>| bytes[..SEGMENT_HEADER_BYTES].copy_from_slice(&header.encode());
         disk.damage(&names::segment(second.number), replace).unwrap();
-        disk.remove(&names::segment(first.number)).unwrap();
-        repaired(&disk, &whole, "no record ends there");
+        let mut missing = disk.clone();
+        missing.remove(&names::segment(first.number)).unwrap();
+        repaired(&missing, &whole, "missing");
+        for from in [0, SEGMENT_HEADER_BYTES] {
+            let mut zeroed = disk.clone();
+            zeroed.damage(&names::segment(first.number), |bytes| bytes[from..].fill(0)).unwrap();
+            repaired(&zeroed, &whole, "zeroed");
+        }
     }
 }
 
