@@ -28,10 +28,12 @@ pub(crate) fn completed() -> usize {
     COMPLETED.get()
 }
 
-/// Waits until one more has completed; one since the last wait counts. Only one task may wait.
-pub(crate) async fn next_completion() {
+/// Waits until others have completed than when [`completed`] returned `seen`. Only one task may wait.
+pub(crate) async fn completed_since(seen: usize) {
     let completion = COMPLETION.with(Rc::clone);
-    completion.wait().await;
+    while completed() == seen {
+        completion.wait().await;
+    }
 }
 
 /// Submits an operation and waits for its completion: what the kernel returned, and the data that was lent to it.

@@ -144,14 +144,15 @@ impl<T> Task<T> {
 
 /// Keeps the thread from sleeping for a while after a completion, where that was of use lately.
 async fn stay_awake(window: Duration) {
-    let mut patience = Patience::default();
+    let (mut patience, mut seen) = (Patience::default(), operation::completed());
     loop {
-        operation::next_completion().await;
+        operation::completed_since(seen).await;
+        seen = operation::completed();
         if !patience.is_worth_a_try() {
             continue;
         }
-        let (before, began) = (operation::completed(), Instant::now());
-        let (mut seen, mut since, mut now, mut contended) = (before, began, began, false);
+        let (before, began) = (seen, Instant::now());
+        let (mut since, mut now, mut contended) = (began, began, false);
         while now - since < window && !contended {
             operation::visit().await;
             let visited = Instant::now();
@@ -333,6 +334,23 @@ mod tests {
         assert!((8..=12).contains(&tries(false, 1000)));
         // The next try finds something, and all after it.
         assert!(tries(true, 356) >= 100);
+    }
+
+    /// What has completed is waited for once: the thread does not look on for what it has seen.
+    #[test]
+    fn completions_are_seen_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let stream = Stream::from_std(listener.accept().unwrap().0);
+        client.write_all(b"x").unwrap();
+        run(&RingConfig { entries: 8, ..RingConfig::default() }, async move {
+            let before = operation::completed();
+            stream.read(BytesMut::with_capacity(1)).await.0.unwrap();
+            operation::completed_since(before).await;
+            let again = operation::completed_since(operation::completed());
+            assert!(tokio::time::timeout(Duration::from_millis(1), again).await.is_err());
+        })
+        .unwrap();
     }
 
     /// A thread that looks for completions finds those that come meanwhile and those that come later, and ends when the

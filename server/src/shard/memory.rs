@@ -82,20 +82,19 @@ impl Shard {
                 return MayRead::Now;
             }
             connection.buffer_bytes = allocated;
+            let mut complete = None;
             if large {
                 connection.comes(conn, half_received, self.clock.now().mono, &mut state.line);
-                connection.held_back = None;
-                connection.recount(&mut state.bytes);
             } else {
-                let complete = connection.coming.take();
-                connection.held_back = None;
-                connection.recount(&mut state.bytes);
-                if let Some(coming) = complete {
-                    state.leave_line(conn, coming, self.clock.now().mono);
-                }
+                complete = connection.coming.take();
             }
+            connection.held_back = None;
+            connection.recount(&mut state.bytes);
             state.broker.count_driver_bytes(state.bytes.whole, state.bytes.coming);
-            let clogged = state.connections.get_mut(conn).is_some_and(|it| it.clogged.is_some());
+            let clogged = connection.clogged.is_some();
+            if let Some(coming) = complete {
+                state.leave_line(conn, coming, self.clock.now().mono);
+            }
             let short = state.is_used_up() || (large && state.coming_is_used_up());
             if !clogged && !short {
                 return MayRead::Now;
@@ -147,7 +146,9 @@ impl State {
             if first == conn {
                 return true;
             }
-            match self.connections.get_mut(first).and_then(|it| it.coming) {
+            // One that is on its way out will not go on, and need not be waited for.
+            let connection = self.connections.get_mut(first).filter(|it| it.phase == Phase::Open);
+            match connection.and_then(|it| it.coming) {
                 Some(coming) if now.mono.since(coming.progress_at.max(turn_since)) < STARVING_TIME => {
                     return false;
                 }
