@@ -52,8 +52,8 @@ impl Broker {
         };
         session.next_number = next_number;
         let behind = !session.unstable.is_empty();
-        if self.config.durable_all {
-            make_durable(asked);
+        if self.config.durable_all && asked.becomes_durable() {
+            asked.flags = asked.flags.with(RequestFlags::DURABLE).with(RequestFlags::MADE_DURABLE);
         }
         match self.admit(asked) {
             Ok(Admission::Plain(action)) => self.accept(conn, session_key, action, speaks, behind, asked),
@@ -409,14 +409,6 @@ enum Refusal {
     /// It is one of the server's own actions.
     Internal,
     Error(Code, String),
-}
-
-/// Under `--durable all`: what did not ask for it is durable all the same, if it can be.
-fn make_durable(asked: &mut Asked) {
-    let can_be = !asked.flags.has(RequestFlags::BROADCAST) && !asked.content.name().starts_with(b"$");
-    if can_be && !asked.flags.has(RequestFlags::DURABLE) {
-        asked.flags = asked.flags.with(RequestFlags::DURABLE).with(RequestFlags::MADE_DURABLE);
-    }
 }
 
 fn no_handler(action: &str) -> String {

@@ -478,8 +478,7 @@ impl Requests {
 
 /// The server would do it, and what becomes of the request over a lost connection depends on it. It waits as long as before.
 fn make_durable(request: &mut Request) {
-    let can_be = !request.flags.has(RequestFlags::BROADCAST) && !request.content.name().starts_with(b"$");
-    if can_be && !request.flags.has(RequestFlags::DURABLE) {
+    if request.becomes_durable() {
         request.flags = request.flags.with(RequestFlags::DURABLE);
         request.ttl_ms = request.ttl_ms.max(request.timeout_ms);
     }

@@ -136,6 +136,17 @@ pub struct Request {
     pub content: Content,
 }
 
+impl Request {
+    /// Whether `--durable all` makes it durable: it is not yet, and neither a broadcast nor one of the server's own
+    /// actions, which stay plain.
+    pub fn becomes_durable(&self) -> bool {
+        let flags = self.flags;
+        !flags.has(RequestFlags::DURABLE)
+            && !flags.has(RequestFlags::BROADCAST)
+            && !self.content.name().starts_with(b"$")
+    }
+}
+
 /// A request on its way to a handler.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Deliver {

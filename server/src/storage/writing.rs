@@ -27,7 +27,8 @@ impl Performer {
     /// Does one thing. What is under way together may end in any order.
     pub(crate) async fn perform(&self, action: Action) -> Result<(), Fault> {
         self.try_to(action).await.map_err(|error| {
-            // What a failed sync has lost is not known, whatever it calls the reason: room does not bring it back.
+            // What a failed sync has lost is not known, whatever it calls the reason: room does not bring it back. A write that
+            // syncs itself has one word for both: if that is a full disk, the writer writes and syncs the same bytes anew.
             let synced = matches!(error.operation, FileOperation::SyncData | FileOperation::SyncAll);
             if error.is_full() && !synced { Fault::NoSpace } else { Fault::Disk(error.to_string()) }
         })
