@@ -111,28 +111,101 @@ async fn requester(
     attempts: &str,
 ) -> Outcome {
     let ledger = Ledger::open(ledger)?;
-    let (window, max_attempts): (u32, u8) = (window.parse()?, attempts.parse()?);
-    let next = Arc::new(AtomicU64::new(from.parse()?));
+    let max_attempts: u8 = attempts.parse()?;
     let client = Client::builder(server).reconnect_interval(RECONNECT_INTERVAL).connect().await?;
     ready()?;
+    let (asking, action) = (client.clone(), action.to_owned());
+    keep_asking(from, window, move |_, number| {
+        let (client, ledger, action) = (asking.clone(), ledger.clone(), action.clone());
+        async move {
+            ledger.note(format_args!("asked {number}"))?;
+            let request = client.request(&action, &number).max_attempts(max_attempts);
+            let code = match request.timeout(TIMEOUT).await {
+                Ok(reply) if reply.data::<u64>().is_ok_and(|echo| echo == number) => "ok",
+                Ok(_) => "wrongReply",
+                Err(error) => error.code(),
+            };
+            ledger.note(format_args!("ended {number} {code}"))?;
+            Ok(code == "ok")
+        }
+    })
+    .await?;
+    client.close().await;
+    Ok(())
+}
+
+async fn heir(server: &str, action: &str, ledger: &str, from: &str, window: &str, session: &str) -> Outcome {
+    let ledger = Ledger::open(ledger)?;
+    let builder = Client::builder(server).reconnect_interval(RECONNECT_INTERVAL);
+    let client = builder.session(session).unclaimed_replies(true).connect().await?;
+    ready()?;
+    let inherited = tokio::spawn(collect(client.unclaimed_replies(), ledger.clone()));
+    let (asking, action) = (client.clone(), action.to_owned());
+    keep_asking(from, window, move |worker, number| {
+        let (client, ledger, action) = (asking.clone(), ledger.clone(), action.clone());
+        async move {
+            match worker % 4 {
+                0 => ask(&client, &action, number, false, &ledger).await,
+                // Whoever asks again with the key gets the reply of the same run.
+                1 => Ok(ask(&client, &action, number, true, &ledger).await?
+                    && ask(&client, &action, number, true, &ledger).await?),
+                _ => send(&client, &action, number, &ledger).await,
+            }
+        }
+    })
+    .await?;
+    client.close().await;
+    inherited.await??;
+    Ok(())
+}
+
+/// One durable request, and what became of it. Whether all went well.
+async fn ask(
+    client: &Client,
+    action: &str,
+    number: u64,
+    keyed: bool,
+    ledger: &Ledger,
+) -> std::io::Result<bool> {
+    ledger.note(format_args!("asked {number}"))?;
+    let mut request = client.request(action, &number).durable().max_attempts(MANY_ATTEMPTS);
+    if keyed {
+        request = request.idempotency_key(number.to_string());
+    }
+    match request.timeout(TIMEOUT).await {
+        Ok(reply) => ledger.note_outcome(&reply).map(|()| true),
+        Err(error) => ledger.note(format_args!("failed request {number} {}", error.code())).map(|()| false),
+    }
+}
+
+/// One durable send, and whether it was accepted.
+async fn send(client: &Client, action: &str, number: u64, ledger: &Ledger) -> std::io::Result<bool> {
+    let send = client.send(action, &number).durable().max_attempts(MANY_ATTEMPTS);
+    match send.timeout(TIMEOUT).await {
+        Ok(_) => ledger.note(format_args!("accepted {number}")).map(|()| true),
+        Err(error) => ledger.note(format_args!("failed send {number} {}", error.code())).map(|()| false),
+    }
+}
+
+/// Makes requests with rising numbers, as many at a time as the window is wide, each worker the next when it is through with
+/// its last, until the standard input ends. `ask` gets the worker's own number and the request's, and says whether all
+/// went well.
+async fn keep_asking<F>(
+    from: &str,
+    window: &str,
+    ask: impl Fn(u32, u64) -> F + Clone + Send + 'static,
+) -> Outcome
+where
+    F: Future<Output = std::io::Result<bool>> + Send + 'static,
+{
+    let next = Arc::new(AtomicU64::new(from.parse()?));
     let (stop, stopped) = tokio::sync::watch::channel(false);
-    let workers: Vec<_> = (0..window)
-        .map(|_| {
-            let (client, ledger, next, stopped) =
-                (client.clone(), ledger.clone(), next.clone(), stopped.clone());
-            let action = action.to_owned();
+    let workers: Vec<_> = (0..window.parse()?)
+        .map(|worker| {
+            let (ask, next, stopped) = (ask.clone(), next.clone(), stopped.clone());
             tokio::spawn(async move {
                 while !*stopped.borrow() {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    ledger.note(format_args!("asked {number}"))?;
-                    let request = client.request(&action, &number).max_attempts(max_attempts);
-                    let code = match request.timeout(TIMEOUT).await {
-                        Ok(reply) if reply.data::<u64>().is_ok_and(|echo| echo == number) => "ok",
-                        Ok(_) => "wrongReply",
-                        Err(error) => error.code(),
-                    };
-                    ledger.note(format_args!("ended {number} {code}"))?;
-                    if code != "ok" {
+                    if !ask(worker, next.fetch_add(1, Ordering::Relaxed)).await? {
                         tokio::time::sleep(PAUSE_AFTER_ERROR).await;
                     }
                 }
@@ -145,59 +218,6 @@ async fn requester(
     for worker in workers {
         worker.await??;
     }
-    client.close().await;
-    Ok(())
-}
-
-async fn heir(server: &str, action: &str, ledger: &str, from: &str, window: &str, session: &str) -> Outcome {
-    let ledger = Ledger::open(ledger)?;
-    let window: u32 = window.parse()?;
-    let next = Arc::new(AtomicU64::new(from.parse()?));
-    let builder = Client::builder(server).reconnect_interval(RECONNECT_INTERVAL);
-    let client = builder.session(session).unclaimed_replies(true).connect().await?;
-    ready()?;
-    let inherited = tokio::spawn(collect(client.unclaimed_replies(), ledger.clone()));
-    let (stop, stopped) = tokio::sync::watch::channel(false);
-    let workers: Vec<_> = (0..window)
-        .map(|worker| {
-            let (client, ledger, next, stopped) =
-                (client.clone(), ledger.clone(), next.clone(), stopped.clone());
-            let action = action.to_owned();
-            tokio::spawn(async move {
-                while !*stopped.borrow() {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    let noted = if worker % 2 == 0 {
-                        ledger.note(format_args!("asked {number}"))?;
-                        let request = client.request(&action, &number).durable().max_attempts(MANY_ATTEMPTS);
-                        let outcome = request.timeout(TIMEOUT).await;
-                        outcome.map(|reply| ledger.note_outcome(&reply)).map_err(|error| error.code())
-                    } else {
-                        let send = client.send(&action, &number).durable().max_attempts(MANY_ATTEMPTS);
-                        let accepted = send.timeout(TIMEOUT).await;
-                        accepted
-                            .map(|_| ledger.note(format_args!("accepted {number}")))
-                            .map_err(|error| error.code())
-                    };
-                    match noted {
-                        Ok(noted) => noted?,
-                        Err(code) => {
-                            let what = if worker % 2 == 0 { "request" } else { "send" };
-                            ledger.note(format_args!("failed {what} {number} {code}"))?;
-                            tokio::time::sleep(PAUSE_AFTER_ERROR).await;
-                        }
-                    }
-                }
-                std::io::Result::Ok(())
-            })
-        })
-        .collect();
-    wait_for_end().await?;
-    stop.send(true)?;
-    for worker in workers {
-        worker.await??;
-    }
-    client.close().await;
-    inherited.await??;
     Ok(())
 }
 
