@@ -13,7 +13,7 @@ use ringpost_protocol::{
 
 use crate::{
     CloseReason, Config, ConnId, Counters, Input, Output,
-    durable::{Formers, Journal},
+    durable::{Formers, Journal, PayloadBytes},
     log::Writer,
     receivers::Receivers,
     slab::{Key, Slab},
@@ -47,6 +47,8 @@ pub struct Broker {
     pub(crate) formers: Formers,
     /// The first durable request under each idempotency key, by action and key.
     pub(crate) keys: Table<Bytes, Key<Request>>,
+    /// Of durable requests without an outcome: where their payloads are.
+    pub(crate) payload_bytes: PayloadBytes,
     /// Requests that are over, and only kept for their keys.
     pub(crate) claimed: usize,
     /// `None` without a data directory.
@@ -104,6 +106,7 @@ impl Broker {
             dead: BTreeMap::new(),
             formers: Formers::new(),
             keys: Table::with_hasher(hash_state.clone()),
+            payload_bytes: PayloadBytes::default(),
             claimed: 0,
             journal: None,
             timers: Wheel::new(),
@@ -158,6 +161,7 @@ impl Broker {
             }
             Input::Refused { cause } => self.counters.count(*cause),
             Input::Logged => self.logged(),
+            Input::Read { id, result } => self.read_done(*id, result),
             Input::Drain { grace_ms } => self.start_drain(*grace_ms),
             Input::DrainOver => self.end_drain(),
         }

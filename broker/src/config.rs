@@ -47,6 +47,8 @@ pub enum PlantedBug {
     AcceptanceLost,
     /// The outcome of a durable request is sent again after it was acknowledged.
     OutcomeReplayed,
+    /// A request that is only in the log is copied forward as it is in memory: without its payload.
+    MovedUnread,
 }
 
 #[cfg(feature = "planted-bugs")]
@@ -79,6 +81,9 @@ pub struct Config {
     pub queue_limit_bytes: usize,
     /// Bytes of messages that may be held: see [`Broker::memory_used`](crate::Broker::memory_used).
     pub memory_bytes: usize,
+    /// Bytes of durable requests without an outcome that are kept in memory; beyond it they are only in the log, and are read
+    /// back when their turn is near.
+    pub queue_memory_bytes: usize,
     /// Bytes of requests that may go out to one connection's handlers until the driver says that the connection can take
     /// more: see [`Output::Full`](crate::Output::Full). Default: no bound.
     pub window_bytes: usize,
@@ -138,6 +143,7 @@ impl Default for Config {
             queue_limit: 65_536,
             queue_limit_bytes: 64 << 20,
             memory_bytes: 1 << 30,
+            queue_memory_bytes: 256 << 20,
             window_bytes: usize::MAX,
             leg_queue_limit: 16,
             max_actions: 1024,

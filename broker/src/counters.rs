@@ -55,6 +55,10 @@ counters! {
     retried_sends: "retriedSends",
     /// Durable sends that were given up.
     dead_letters: "deadLetters",
+    /// Durable requests whose data was read back from the log, each time.
+    read_back: "readBack",
+    /// Durable requests that ended because their data could not be read back: the disk has damaged it.
+    unreadable: "unreadable",
     /// Requests refused with `noHandler`.
     refused_no_handler: "refusedNoHandler",
     /// Requests and legs refused with `overloaded`, for whatever bound.

@@ -36,13 +36,16 @@ impl Broker {
         let Some(kept) = self.requests.get(key).and_then(|request| self.kept.get_mut(request.kept?)) else {
             return;
         };
-        let content = if last {
+        let (content, durable) = if last {
             self.kept_bytes -= kept.content.uncounted_len();
-            std::mem::take(&mut kept.content)
+            (std::mem::take(&mut kept.content), false)
         } else {
-            kept.content.clone()
+            (kept.content.clone(), kept.durable.is_some())
         };
         self.deliver_content(key, handler, content);
+        if durable {
+            self.drop_payload_if_over(key);
+        }
     }
 
     fn deliver_content(&mut self, key: Key<Request>, handler: Key<Handler>, content: Content) {
@@ -423,6 +426,7 @@ impl Broker {
         if let Some(kept) = kept.and_then(|kept| self.kept.remove(kept)) {
             self.kept_bytes -= kept.content.uncounted_len();
             if let Some(durable) = &kept.durable {
+                self.payload_bytes.subtract(durable.payload, content_bytes as usize);
                 self.forget_durable(key, durable);
             }
             ended.tag = kept.tag;

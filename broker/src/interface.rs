@@ -2,10 +2,13 @@
 
 use std::fmt;
 
+use bytes::Bytes;
 use ringpost_protocol::{
     Code,
     message::{ClientMessage, ServerMessage},
 };
+
+use crate::log::SegmentNumber;
 
 /// A connection, as the driver numbers it. A number may be used again once its [`Input::Closed`] was handled and all
 /// outputs were taken that waited then.
@@ -90,6 +93,13 @@ pub enum Input {
     },
     /// The log has got further, or failed: see [`Broker::log`](crate::Broker::log).
     Logged,
+    /// What [`Output::Read`] asked for.
+    Read {
+        /// Which one.
+        id: ReadId,
+        /// All of the bytes, or what the disk said.
+        result: Result<Bytes, String>,
+    },
     /// The server shall leave: tell everybody, accept nothing new, finish what is open.
     Drain {
         /// How long the driver will wait for that, in milliseconds.
@@ -137,8 +147,43 @@ pub enum Output {
         /// This connection.
         conn: ConnId,
     },
+    /// Read a part of a segment of the log, beside everything else, and say [`Input::Read`]. It has been written before.
+    Read(Read),
+    /// What had been accepted cannot be read back from the log: the disk has damaged it. Its requester is told; people have to
+    /// be, too.
+    Unreadable(Unreadable),
     /// After [`Input::Drain`]: nothing is open any more.
     Drained,
+}
+
+/// Names a read until it is done. Never used twice by one broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReadId(pub(crate) u64);
+
+/// A part of a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Read {
+    /// To be given back with what was read.
+    pub id: ReadId,
+    /// Of which segment.
+    pub segment: SegmentNumber,
+    /// From which byte of its file on.
+    pub offset: u32,
+    /// How many bytes: all of them are there.
+    pub bytes: u32,
+}
+
+/// Where the log is damaged, and what was lost by that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable {
+    /// The request's count in the log.
+    pub count: u64,
+    /// The damaged segment.
+    pub segment: SegmentNumber,
+    /// Where the request's record begins.
+    pub offset: u32,
+    /// What is wrong with it.
+    pub why: String,
 }
 
 /// Why the broker closes a connection.

@@ -1,11 +1,11 @@
 //! What must hold between any two inputs. Simulations and tests check it after each step.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use crate::{
     Broker,
     dispatch::Ready,
-    durable::Durable,
+    durable::{Durable, Payload, PayloadBytes},
     session::MAX_FORMER,
     slab::Key,
     state::{Connection, Kept, LegState, Request, RequestState},
@@ -18,6 +18,7 @@ impl Broker {
     /// With what does not hold.
     pub fn check_invariants(&self) {
         self.check_requests();
+        self.check_payloads();
         self.check_deliveries();
         self.check_handlers();
         self.check_actions();
@@ -135,6 +136,28 @@ impl Broker {
         assert_eq!(attached + away, self.sessions.len(), "a session each");
     }
 
+    /// Payloads are counted where they are, and one that is being read is read once.
+    fn check_payloads(&self) {
+        let (mut bytes, mut reading) = (PayloadBytes::default(), BTreeSet::new());
+        for (key, request) in self.requests.iter() {
+            let Some(durable) = self.durable(key) else { continue };
+            bytes.add(durable.payload, request.content_bytes as usize);
+            let decided = matches!(request.state, RequestState::Decided);
+            assert!(!decided || durable.payload == Payload::None, "{key:?} needs its payload no more");
+            if durable.payload.is_absent() {
+                assert!(durable.places.request.is_some(), "{key:?} is in the log");
+                assert!(self.kept_of(key).is_some_and(|kept| kept.content.payload().is_empty()), "{key:?}");
+            }
+            if durable.payload == Payload::Reading {
+                reading.insert(key);
+            }
+        }
+        assert_eq!(bytes, self.payload_bytes, "bytes of payloads");
+        let asked: Vec<_> = self.journal.iter().flat_map(|journal| journal.reads.requests()).collect();
+        let asked: Vec<_> = asked.into_iter().filter(|key| self.payload_of(*key) == Payload::Reading).collect();
+        assert_eq!((asked.len(), asked.into_iter().collect::<BTreeSet<_>>()), (reading.len(), reading), "reads");
+    }
+
     /// Every delivery stands in its handler's list, at the place that it says.
     fn check_deliveries(&self) {
         let held: usize = self.handlers.iter().map(|(_, handler)| handler.held.len()).sum();
@@ -230,8 +253,13 @@ impl Broker {
                 .map(|request| request.content_bytes as usize)
                 .sum();
             assert_eq!(bytes, action.queue.bytes, "bytes in the queue");
+            let absent = waiting.iter().map(|key| self.payload_of(**key));
+            let absent = absent.filter(|payload| payload.is_absent()).count();
+            assert_eq!(absent, action.queue.absent, "payloads that are not here");
+            let first = action.queue.line.iter().find(|key| waiting.binary_search(key).is_ok());
+            let read = first.is_some_and(|first| self.payload_of(*first) == Payload::Reading);
             let idle = action.queue.waiting > 0 && !action.ready.is_empty();
-            assert!(!idle || action.paced, "nothing waits while a handler has credit");
+            assert!(!idle || action.paced || read, "nothing waits while a handler has credit");
         }
     }
 }

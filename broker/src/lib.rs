@@ -36,7 +36,8 @@
 //! | `broadcast` | one request to all handlers of an action, leg by leg |
 //! | `receivers` | telling those who watch which actions have handlers |
 //! | `control` | the server's own actions (`$sys.…`) |
-//! | [`log`] | what must survive: its bytes, writing, recovery; not joined with the rest yet |
+//! | [`log`] | what must survive: its bytes, writing, recovery |
+//! | `durable` | requests that must survive: what is logged of them, and what waits for that |
 //! | `counters` | what was refused, lost, dropped, bounded |
 
 #![forbid(unsafe_code)]
@@ -68,4 +69,4 @@ pub use config::PlantedBug;
 pub use config::{Config, Policy};
 pub use counters::Counters;
 pub use durable::Restore;
-pub use interface::{CloseReason, ConnId, Input, Output, RefusalCause, Speaks};
+pub use interface::{CloseReason, ConnId, Input, Output, Read, ReadId, RefusalCause, Speaks, Unreadable};

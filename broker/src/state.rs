@@ -109,6 +109,10 @@ pub(crate) struct Queue {
     pub(crate) line: VecDeque<Key<Request>>,
     pub(crate) waiting: usize,
     pub(crate) bytes: usize,
+    /// Of those that wait, the ones whose payload is not in memory.
+    pub(crate) absent: usize,
+    /// After so many dispatches it is looked again whether more of them are to be read back.
+    pub(crate) look_after: usize,
 }
 
 #[derive(Debug)]

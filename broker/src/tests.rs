@@ -8,7 +8,7 @@ mod json;
 mod promises;
 mod sessions;
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use ringpost_protocol::{
     Code, Content,
@@ -19,7 +19,7 @@ use ringpost_protocol::{
     time::{Now, Time},
 };
 
-use crate::{Broker, CloseReason, Config, ConnId, Input, Output, Policy, Speaks};
+use crate::{Broker, CloseReason, Config, ConnId, Input, Output, Policy, Read, Speaks, Unreadable};
 
 /// A broker, a clock, and what it said to whom. Invariants are checked after each step.
 struct Stage {
@@ -29,6 +29,9 @@ struct Stage {
     closed: Vec<(ConnId, CloseReason)>,
     drained: bool,
     full: Vec<ConnId>,
+    /// What it asked of the log's disk, and what it could not read there.
+    reads: VecDeque<Read>,
+    unreadable: Vec<Unreadable>,
     connections: u32,
 }
 
@@ -49,6 +52,8 @@ impl Stage {
             closed: Vec::new(),
             drained: false,
             full: Vec::new(),
+            reads: VecDeque::new(),
+            unreadable: Vec::new(),
             connections: 0,
         }
     }
@@ -65,6 +70,8 @@ impl Stage {
                 Output::Send { conn, message } => self.sent.push((conn, message)),
                 Output::Close { conn, reason } => self.closed.push((conn, reason)),
                 Output::Full { conn } => self.full.push(conn),
+                Output::Read(read) => self.reads.push_back(read),
+                Output::Unreadable(what) => self.unreadable.push(what),
                 Output::Drained => self.drained = true,
             }
         }

@@ -85,6 +85,13 @@ impl Content {
         Self { bytes, payload, ..Self::default() }
     }
 
+    /// Content with only a name. The buffer is shared, not copied.
+    pub fn from_name(name: impl Into<Bytes>) -> Self {
+        let bytes = name.into();
+        let name = Span::new(0, bytes.len());
+        Self { bytes, name, ..Self::default() }
+    }
+
     /// Content from its parts, copied into one buffer in the wire's order: name, options, headers, payload.
     pub fn from_parts(name: &[u8], options: &[u8], headers: &[u8], payload: &[u8]) -> Self {
         Self::with_tag(name, b"", options, headers, payload)

@@ -40,7 +40,8 @@ impl Broker {
             (_, Some("purge")) => {
                 let waiting = self.waiting_for(self.action_called(&data)?).collect::<Vec<_>>();
                 let ended = waiting.len();
-                for request in waiting {
+                // The last one first: none of them has its turn because those before it are gone.
+                for request in waiting.into_iter().rev() {
                     self.end_by_operator(request);
                 }
                 Ok(json!({ "ended": ended }))

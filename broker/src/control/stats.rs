@@ -24,6 +24,8 @@ impl Broker {
             ("openDeliveries", self.deliveries.len() as u64),
             ("queuedRequests", queued as u64),
             ("queuedBytes", queued_bytes as u64),
+            ("durableHeldBytes", (self.payload_bytes.new + self.payload_bytes.held) as u64),
+            ("durableStoredBytes", self.payload_bytes.stored as u64),
             ("deadLetters", self.dead.len() as u64),
             ("idempotencyKeys", self.keys.len() as u64),
             ("keptBytes", self.kept_bytes as u64),
@@ -32,6 +34,7 @@ impl Broker {
             ("halfReceivedBytes", self.half_received_bytes as u64),
             ("memoryBytes", (self.memory_used() + self.half_received_bytes) as u64),
             ("memoryLimitBytes", self.config.memory_bytes as u64),
+            ("queueMemoryLimitBytes", self.config.queue_memory_bytes as u64),
         ];
         let mut text = b"{\"serverId\":".to_vec();
         json::write_string(self.config.server_id.as_bytes(), &mut text);

@@ -179,9 +179,13 @@ impl Broker {
         let queue = &mut action_entry.queue;
         queue.waiting += 1;
         queue.bytes += request.content_bytes as usize;
+        let durable = request.is_durable();
         #[cfg(feature = "planted-bugs")]
         let at_head = at_head || self.config.is_planted(crate::PlantedBug::LastFirst);
         if at_head { queue.line.push_front(key) } else { queue.line.push_back(key) }
+        if durable {
+            self.payload_joins_queue(key);
+        }
     }
 
     /// A request that waited ends. Its key stays in the line until it is met or swept out.
@@ -202,6 +206,9 @@ impl Broker {
         loop {
             let Some(action) = self.actions.get_mut(action_key) else { return };
             if action.queue.waiting == 0 || action.ready.is_empty() {
+                return;
+            }
+            if action.queue.absent > 0 && !self.first_is_here(action_key) {
                 return;
             }
             if !self.may_dispatch() {

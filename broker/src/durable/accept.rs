@@ -7,7 +7,7 @@ use ringpost_protocol::{
     message::{Request as Asked, RequestFlags, ServerMessage},
 };
 
-use super::{DEFAULT_MAX_ATTEMPTS, DEFAULT_TTL, Durable, Gate, Places};
+use super::{DEFAULT_MAX_ATTEMPTS, DEFAULT_TTL, Durable, Gate, Payload, Places};
 use crate::{
     Broker, ConnId, Speaks,
     broker::Drain,
@@ -76,6 +76,7 @@ impl Broker {
         let (name, instance) = (session.name.clone(), session.speaker.instance);
         let max_attempts = if asked.max_attempts == 0 { DEFAULT_MAX_ATTEMPTS } else { asked.max_attempts };
         let action = self.action_for(content.name());
+        let has_payload = !matches!(state, RequestState::Joined);
         self.requests.insert(Request {
             session: session_key,
             number,
@@ -107,6 +108,9 @@ impl Broker {
                 places: Places::default(),
                 ..Durable::default()
             }));
+        }
+        if has_payload {
+            self.set_payload(key, Payload::New);
         }
         self.forget_action_if_unused(action);
         Some(key)
@@ -175,6 +179,7 @@ impl Broker {
 
     /// Lets a request wait for a handler that had to wait for what its session sent before.
     fn admit_at_last(&mut self, key: Key<Request>) {
+        self.payload_is_logged(key);
         let Some(name) = self.kept_of(key).map(|kept| kept.content.name().to_vec()) else { return };
         let action = self.action_for(&name);
         let handled = self.actions.get(action).is_some_and(|action| !action.handlers.is_empty());
@@ -189,6 +194,9 @@ impl Broker {
         } else {
             self.enqueue(action, key, false);
             self.dispatch(action);
+            if self.requests.get(key).is_some_and(Request::is_queued) {
+                self.drop_payload_if_over(key);
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::BytesMut;
 
-use super::Journal;
+use super::{Journal, Payload, readback::Reader};
 use crate::{
     Broker,
     log::{Location, Record, SegmentNumber, body},
@@ -14,6 +14,8 @@ use crate::{
 
 /// Records that are written anew in one step, beside the traffic.
 const STEP: usize = 256;
+/// Bytes of payloads that are read back for that in one step.
+const STEP_BYTES: usize = 4 << 20;
 
 /// Which requests have records in which segment. They may be done meanwhile.
 #[derive(Debug, Default)]
@@ -45,13 +47,39 @@ impl Broker {
         let Some(journal) = &mut self.journal else { return };
         let writer = &journal.writer;
         journal.tenants.forget_until(|segment| writer.seal(segment).is_some());
-        let Some(segment) = journal.writer.compaction() else { return };
+        let Some(segment) = journal.writer.compaction().filter(|_| !journal.reads.compacts()) else { return };
+        let (mut absent, mut absent_bytes) = (Vec::new(), 0);
         for request in journal.tenants.some_of(segment) {
-            self.move_records(request, segment);
+            match self.payload_needed(request, segment) {
+                Some(Payload::Stored) if absent_bytes < STEP_BYTES => {
+                    absent_bytes += self.requests.get(request).map_or(0, |it| it.content_bytes as usize);
+                    absent.push(request);
+                }
+                // Too many at once, or on its way already: later.
+                Some(Payload::Stored | Payload::Reading) => {
+                    if let Some(journal) = &mut self.journal {
+                        journal.tenants.moved_in(segment, request);
+                    }
+                }
+                Some(Payload::New | Payload::Held | Payload::None) | None => self.move_records(request, segment),
+            }
         }
+        // As they were written, so that they are read in few pieces.
+        absent.sort_unstable_by_key(|key| self.durable(*key).and_then(|it| it.places.request).map(|it| it.offset));
+        self.read_for(&absent, Reader::Compaction);
     }
 
-    fn move_records(&mut self, key: Key<Request>, segment: SegmentNumber) {
+    /// Where the payload is of which a copy is to be written, if any is.
+    fn payload_needed(&self, key: Key<Request>, segment: SegmentNumber) -> Option<Payload> {
+        #[cfg(feature = "planted-bugs")]
+        if self.config.is_planted(crate::PlantedBug::MovedUnread) {
+            return None;
+        }
+        let durable = self.durable(key)?;
+        durable.places.request.filter(|place| place.segment == segment).map(|_| durable.payload)
+    }
+
+    pub(super) fn move_records(&mut self, key: Key<Request>, segment: SegmentNumber) {
         let (Some(journal), Some(request)) = (&mut self.journal, self.requests.get(key)) else { return };
         let Some(kept) = request.kept.and_then(|kept| self.kept.get_mut(kept)) else { return };
         let Some(durable) = kept.durable.as_deref_mut() else { return };

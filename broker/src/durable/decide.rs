@@ -6,7 +6,7 @@ use ringpost_protocol::{
     message::{Reply, RequestFlags, ServerMessage, Tag},
 };
 
-use super::{Decided, Durable, Gate};
+use super::{Decided, Durable, Gate, Payload};
 use crate::{
     Broker, ConnId,
     delivery::millis_between,
@@ -56,13 +56,16 @@ impl Broker {
         if let Some(code) = code.filter(|code| !request.wants_reply() && *code != Code::Cancelled) {
             return self.bury(key, code, content.payload(), answered);
         }
+        let awaited = self.payload_of(key).is_absent();
+        self.set_payload(key, Payload::None);
+        let Some(request) = self.requests.get_mut(key) else { return };
         request.state = RequestState::Decided;
         let (deadline, timer, wants_reply) = (request.deadline, request.timer, request.wants_reply());
         self.forget_former(key);
         let timers = self.durable_mut(key).map(|durable| [durable.lease.take(), durable.rest.take()]);
         timers.into_iter().flatten().for_each(|timer| self.stop_timer(timer));
         if !wants_reply {
-            return self.finish_send(key, queued, answered);
+            return self.finish_send(key, queued, awaited, answered);
         }
         let until = self.now.mono + self.config.session_linger;
         if deadline < until {
@@ -82,7 +85,7 @@ impl Broker {
         }
         self.log_outcome(key);
         if queued {
-            self.left_queue(action, content_bytes as usize);
+            self.left_queue_durable(action, content_bytes as usize, awaited);
         }
         #[cfg(feature = "planted-bugs")]
         if self.config.is_planted(crate::PlantedBug::AnsweredEarly) {
@@ -110,11 +113,17 @@ impl Broker {
     }
 
     /// A send needs nothing more once it was handled, or is given up.
-    fn finish_send(&mut self, key: Key<Request>, queued: bool, answered: Option<Answered>) {
+    fn finish_send(
+        &mut self,
+        key: Key<Request>,
+        queued: bool,
+        awaited: bool,
+        answered: Option<Answered>,
+    ) {
         let Some(request) = self.requests.get(key) else { return };
         let (action, content_bytes) = (request.action, request.content_bytes);
         if queued {
-            self.left_queue(action, content_bytes as usize);
+            self.left_queue_durable(action, content_bytes as usize, awaited);
         }
         self.finish(key);
         match answered {

@@ -17,7 +17,7 @@ use ringpost_protocol::{
     time::TimerId,
 };
 
-use super::{DEFAULT_TTL, Gate, decide::Answered};
+use super::{DEFAULT_TTL, Gate, Payload, decide::Answered};
 use crate::{
     Broker,
     slab::Key,
@@ -70,6 +70,7 @@ impl Broker {
         self.counters.retried_sends += 1;
         self.log_failure(key);
         self.wait_behind(Gate::Settled(answered));
+        self.drop_payload_if_over(key);
     }
 
     /// The pause is over: it waits for a handler again, before those that came later.
@@ -129,6 +130,10 @@ impl Broker {
         let (queued, action, bytes) = (request.is_queued(), request.action, request.content_bytes);
         let (count, session, number, timer) = (request.count, request.session, request.number, request.timer);
         let attempt = request.attempt;
+        let awaited = self.payload_of(key).is_absent();
+        self.payload_leaves_queue(key);
+        self.payload_is_logged(key);
+        let Some(request) = self.requests.get_mut(key) else { return };
         request.state = RequestState::Dead;
         request.session = Key::from_raw(u64::MAX);
         self.timers.cancel(timer);
@@ -137,7 +142,7 @@ impl Broker {
             request.timer = timer;
         }
         if queued {
-            self.left_queue(action, bytes as usize);
+            self.left_queue_durable(action, bytes as usize, awaited);
         }
         let at_ms = self.now.wall_ms;
         self.forget_former(key);
@@ -155,6 +160,7 @@ impl Broker {
             Some(answered) => self.wait_behind(Gate::Settled(answered)),
             None => self.hurry_log(),
         }
+        self.drop_payload_if_over(key);
         while self.dead.len() > self.config.dead_limit
             && let Some((_, oldest)) = self.dead.pop_first()
         {
@@ -176,18 +182,39 @@ impl Broker {
         self.close_if_session_finished(session_key);
     }
 
-    /// Gives a dead letter another life: all its attempts, and the usual ttl. `false` if there is none of that count.
+    /// Gives a dead letter another life: all its attempts, and the usual ttl. `false` if there is none of that count, or the
+    /// disk has damaged what is to be sent.
     pub(crate) fn resend(&mut self, count: u64) -> bool {
-        let Some(key) = self.dead.remove(&count) else { return false };
+        let Some(key) = self.dead.get(&count).copied() else { return false };
+        let Some(durable) = self.durable_mut(key) else { return false };
+        let damaged = |failure: &Failure| failure.dead == Some(Code::DurableUnavailable);
+        if durable.failure.as_ref().is_some_and(damaged) {
+            return false;
+        }
+        if !durable.payload.is_absent() {
+            self.resend_now(key);
+            return true;
+        }
+        // It is logged anew, whole, so it has to be whole.
+        durable.resends = true;
+        if durable.payload == Payload::Stored {
+            self.read_back(&[key]);
+        }
+        true
+    }
+
+    pub(super) fn resend_now(&mut self, key: Key<Request>) {
         let ttl = DEFAULT_TTL.min(self.config.max_ttl);
         let timer = self.timers.insert(self.now.mono + ttl, Timer::Request(key));
-        let Some(request) = self.requests.get_mut(key) else { return false };
-        let before = std::mem::replace(&mut request.timer, timer);
+        let Some(request) = self.requests.get_mut(key) else { return };
+        let (before, count) = (std::mem::replace(&mut request.timer, timer), request.count);
         (request.attempt, request.deadline) = (0, self.now.mono + ttl);
         request.state = RequestState::Resting;
         self.timers.cancel(before);
+        self.dead.remove(&count);
         let now_ms = self.now.wall_ms;
         if let Some(durable) = self.durable_mut(key) {
+            durable.resends = false;
             durable.expires_ms = now_ms.saturating_add(ttl.as_millis() as u64);
             durable.failure = Some(Failure { message: Bytes::new(), at_ms: now_ms, attempt: 0, dead: None });
         }
@@ -195,7 +222,6 @@ impl Broker {
         self.log_failure(key);
         self.hurry_log();
         self.queue_again(key);
-        true
     }
 }
 

@@ -8,7 +8,9 @@ use std::collections::VecDeque;
 
 use ringpost_protocol::{Code, Content};
 
-use super::{Durable, Places, compact::Tenants, decide::Answered, keys::idempotency_key};
+use super::{
+    Durable, Places, compact::Tenants, decide::Answered, keys::idempotency_key, readback::Reads,
+};
 use crate::{
     Broker, ConnId,
     log::{Location, Record, Sequence, Writer, body},
@@ -38,11 +40,18 @@ pub(crate) struct Journal {
     gates: VecDeque<(Sequence, Gate)>,
     last: Sequence,
     pub(super) tenants: Tenants,
+    pub(crate) reads: Reads,
 }
 
 impl Journal {
     pub(crate) fn new(writer: Writer) -> Self {
-        Self { writer, gates: VecDeque::new(), last: Sequence::default(), tenants: Tenants::default() }
+        Self {
+            writer,
+            gates: VecDeque::new(),
+            last: Sequence::default(),
+            tenants: Tenants::default(),
+            reads: Reads::default(),
+        }
     }
 
     /// Whether a durable request with so many bytes of content can be taken now, and else why not.
@@ -119,6 +128,7 @@ impl Broker {
                 Gate::Settled(answered) => self.settled(answered),
             }
         }
+        self.read_what_is_written();
         self.compact();
     }
 

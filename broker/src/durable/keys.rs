@@ -16,7 +16,7 @@ use ringpost_protocol::{
     Code, Content, Headers, limits::MAX_IDEMPOTENCY_KEY_BYTES, message::Request as Asked,
 };
 
-use super::{Decided, Gate};
+use super::{Decided, Gate, Payload};
 use crate::{
     Broker, Speaks,
     slab::Key,
@@ -224,6 +224,7 @@ impl Broker {
     /// The requester has the outcome, or wanted none: what became of the request is kept until its ttl ends, for those
     /// that come with the same key.
     pub(super) fn claim(&mut self, key: Key<Request>) {
+        self.set_payload(key, Payload::None);
         let Some(request) = self.requests.get_mut(key) else { return };
         let (session, number, wants_reply) = (request.session, request.number, request.wants_reply());
         let (deadline, count, before) = (request.deadline, request.count, request.timer);

@@ -16,6 +16,8 @@
 //! | `failures` | leases, failed sends, dead letters |
 //! | `keys` | idempotency keys: what comes a second time, and what is kept for it |
 //! | `journal` | what is written to the log, and what waits for it |
+//! | `payload` | what is kept in memory of those that wait, and when it is read back from the log |
+//! | `readback` | reading it back: what is asked of the disk, what is checked, what becomes of it if it is damaged |
 //! | `session` | coming back for it, also after the broker was away |
 //! | `reattach` | handlers that come back after a restart with what they held |
 //! | `compact` | keeping the log short |
@@ -30,6 +32,8 @@ mod decide;
 mod failures;
 mod journal;
 mod keys;
+mod payload;
+mod readback;
 mod reattach;
 mod restore;
 mod revive;
@@ -46,6 +50,7 @@ pub(crate) use self::{
     failures::Failure,
     journal::{Gate, Journal},
     keys::Keyed,
+    payload::{Payload, PayloadBytes},
     reattach::{Former, Formers},
 };
 use crate::{Broker, log::Location, slab::Key, state::Request};
@@ -69,6 +74,9 @@ pub(crate) struct Durable {
     /// Its session has become a JSON connection's, which nothing tells apart from the one before.
     pub(crate) inherited: bool,
     pub(crate) places: Places,
+    pub(crate) payload: Payload,
+    /// It is a dead letter, and is to be sent again once its payload has been read back.
+    pub(crate) resends: bool,
     /// Ends when the handler that has it has had it for too long.
     pub(crate) lease: Option<TimerId>,
     /// Ends when a send that failed may be tried again.

@@ -1,6 +1,6 @@
 //! The way back, first half: what the records of a log say.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use ringpost_protocol::{
@@ -8,18 +8,26 @@ use ringpost_protocol::{
     message::{RequestFlags, Tag},
 };
 
-use super::{Former, Places, failures::Failure};
+use super::{Former, Payload, Places, failures::Failure};
 use crate::log::{Location, Record, body};
 
 /// What the records of a log say that is still to be known, gathered one after the other.
 ///
 /// Compaction copies the records of a request one by one, so they may come in any order.
+///
+/// Of those that wait it keeps the payloads in memory that came first, up to a bound; the others are read back when their turn
+/// is near, like those that came while the server ran.
 #[derive(Debug, Default)]
 pub struct Restore {
     /// By count, which is the order in which they were received.
     pub(super) entries: BTreeMap<u64, Entry>,
     pub(super) last_count: u64,
+    /// Names of actions: requests that are not held share them.
+    names: BTreeSet<Bytes>,
+    held_bytes: usize,
+    most_held_bytes: usize,
 }
+
 
 /// What is known of one request.
 #[derive(Debug, Default)]
@@ -51,7 +59,10 @@ pub(super) struct Asked {
     pub(super) flags: RequestFlags,
     pub(super) session: Bytes,
     pub(super) tag: Tag,
+    /// Whole, if its payload is held.
     pub(super) content: Content,
+    pub(super) content_bytes: u32,
+    pub(super) payload: Payload,
 }
 
 #[derive(Debug)]
@@ -64,13 +75,21 @@ pub(super) struct Outcome {
 }
 
 impl Restore {
+    /// Nothing yet. `queue_memory_bytes` is [`Config::queue_memory_bytes`](crate::Config::queue_memory_bytes).
+    pub fn new(queue_memory_bytes: usize) -> Self {
+        Self { most_held_bytes: queue_memory_bytes / 4 * 3, ..Self::default() }
+    }
+
     /// Takes in the next record of the log. `died` is told of those that nobody needs any more.
     pub fn take(&mut self, at: Location, record: &Record<'_>, died: &mut dyn FnMut(Location)) {
         match record {
             Record::Request(request) => {
+                let decided = self.entries.get(&request.count).is_some_and(|entry| entry.outcome.is_some());
+                let asked = self.asked(request, decided);
                 let entry = self.entry(request.count);
                 entry.places.request.replace(at).into_iter().for_each(died);
-                entry.asked = Some(Asked::read(request));
+                let before = entry.asked.replace(asked);
+                self.let_go(before.as_ref());
             }
             Record::Delivered(delivered) => {
                 let entry = self.entry(delivered.count);
@@ -86,10 +105,19 @@ impl Restore {
                 let entry = self.entry(reply.count);
                 entry.places.reply.replace(at).into_iter().for_each(died);
                 entry.outcome = Some(Outcome::read(reply));
+                let asked = entry.asked.as_mut().filter(|asked| asked.payload != Payload::None);
+                if let Some(asked) = asked {
+                    let content = &asked.content;
+                    let rest = Content::from_parts(content.name(), b"", content.headers(), b"");
+                    let held = std::mem::replace(&mut asked.payload, Payload::None) == Payload::Held;
+                    asked.content = rest;
+                    self.held_bytes -= if held { asked.content_bytes as usize } else { 0 };
+                }
             }
             Record::Done(done) => {
                 self.last_count = self.last_count.max(done.count);
                 let entry = self.entries.remove(&done.count);
+                self.let_go(entry.as_ref().and_then(|entry| entry.asked.as_ref()));
                 entry.into_iter().flat_map(|entry| entry.places.all()).for_each(died);
             }
             Record::Moved(moved) => match Record::decode(moved.kind, moved.body) {
@@ -145,10 +173,30 @@ impl Restore {
     }
 }
 
-impl Asked {
-    fn read(request: &body::Request<'_>) -> Self {
+impl Restore {
+    /// What is not held any more makes room for others.
+    fn let_go(&mut self, asked: Option<&Asked>) {
+        let held = asked.filter(|asked| asked.payload == Payload::Held);
+        self.held_bytes -= held.map_or(0, |asked| asked.content_bytes as usize);
+    }
+
+    fn asked(&mut self, request: &body::Request<'_>, decided: bool) -> Asked {
         let body::Request { action, tag, options, headers, payload, .. } = *request;
-        Self {
+        let bytes = action.len() + tag.len() + options.len() + headers.len() + payload.len();
+        let state = match decided || request.joins != 0 {
+            true => Payload::None,
+            false if self.held_bytes + bytes > self.most_held_bytes => Payload::Stored,
+            false => Payload::Held,
+        };
+        let content = match state {
+            Payload::Held => {
+                self.held_bytes += bytes;
+                Content::with_tag(action, tag, options, headers, payload)
+            }
+            _ if headers.is_empty() => Content::from_name(self.name(action)),
+            _ => Content::from_parts(action, b"", headers, b""),
+        };
+        Asked {
             number: request.number,
             instance: request.instance,
             joins: request.joins,
@@ -159,8 +207,19 @@ impl Asked {
             flags: RequestFlags(request.flags),
             session: Bytes::copy_from_slice(request.session),
             tag: Tag::from_slice(tag),
-            content: Content::with_tag(action, tag, options, headers, payload),
+            content,
+            content_bytes: bytes as u32,
+            payload: state,
         }
+    }
+
+    fn name(&mut self, name: &[u8]) -> Bytes {
+        if let Some(known) = self.names.get(name) {
+            return known.clone();
+        }
+        let name = Bytes::copy_from_slice(name);
+        self.names.insert(name.clone());
+        name
     }
 }
 

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use ringpost_protocol::{Code, Content, message::Speaker, time::Now};
 
 use super::{
-    Decided, Durable, Former, Restore,
+    Decided, Durable, Former, Payload, Restore,
     keys::{Keyed, table_name},
     restore::{Asked, Entry},
 };
@@ -50,6 +50,11 @@ impl Stage {
     /// Whether a handler is still to get it.
     fn needs_handler(self) -> bool {
         matches!(self, Self::Held | Self::Resting(_) | Self::Waiting)
+    }
+
+    /// Whether its own payload is of no use any more.
+    fn is_decided(self) -> bool {
+        matches!(self, Self::Claimed | Self::Decided)
     }
 
     fn state(self) -> RequestState {
@@ -136,7 +141,7 @@ impl Broker {
             // What failed has been counted. One that was not over: restarts do not use up attempts.
             None => entry.attempt.saturating_sub(1).max(entry.failed),
         };
-        let content_bytes = asked.content.len() as u32;
+        let content_bytes = asked.content_bytes;
         let request = Request {
             session: session.unwrap_or(Key::from_raw(u64::MAX)),
             number,
@@ -199,8 +204,10 @@ impl Broker {
             places: entry.places,
             failure: entry.failure.filter(|_| stage != Stage::Claimed),
             decided,
+            payload: if stage.is_decided() { Payload::None } else { asked.payload },
             ..Durable::default()
         };
+        self.payload_bytes.add(durable.payload, asked.content_bytes as usize);
         self.kept_bytes += asked.content.uncounted_len();
         let kept = Kept { tag: asked.tag, durable: Some(Box::new(durable)), content: asked.content };
         let kept = self.kept.insert(kept);

@@ -4,6 +4,7 @@ mod all;
 mod any_order;
 mod instances;
 mod keys;
+mod memory;
 mod reattach;
 
 use ringpost_protocol::message::{OpenState, Resume, Speaker};
@@ -13,8 +14,9 @@ use crate::{
     Restore,
     log::{
         self, LogId, Record, SyncPolicy, Writer,
-        files::perform,
+        files::{Files, perform},
         memory::{Call, Memory},
+        names,
     },
 };
 
@@ -49,7 +51,7 @@ impl Logged {
 
     /// Starts a broker from what is on the disk.
     fn boot(&mut self, boot: u64) {
-        let mut restore = Restore::default();
+        let mut restore = Restore::new(self.stage.broker.config.queue_memory_bytes);
         let mut died = Vec::new();
         let recovered = log::recover(&mut self.disk, LogId([7; 16]), |at, record: &Record<'_>| {
             restore.take(at, record, &mut |location| died.push(location));
@@ -65,6 +67,7 @@ impl Logged {
         self.stage.broker.restore(restore, recovered.highest_count, now);
         self.stage.sent.clear();
         self.stage.closed.clear();
+        self.stage.reads.clear();
         self.stage.connections = 0;
         self.stage.collect();
         self.sync();
@@ -92,6 +95,22 @@ impl Logged {
             self.stage.broker.log().unwrap().done(operation.id, result);
         }
         self.stage.input(Input::Logged);
+    }
+
+    /// The disk reads what it was asked for first, or a later one; `damage` is done to the bytes.
+    fn read(&mut self, place: usize, damage: impl FnOnce(&mut [u8])) -> bool {
+        let Some(Read { id, segment, offset, bytes }) = self.stage.reads.remove(place) else { return false };
+        let mut read = vec![0; bytes as usize];
+        let count = self.disk.read_at(&names::segment(segment), offset.into(), &mut read).unwrap();
+        assert_eq!(count, read.len(), "{segment}: {offset}, {bytes} bytes");
+        damage(&mut read);
+        self.stage.input(Input::Read { id, result: Ok(read.into()) });
+        true
+    }
+
+    /// It reads all that it was asked for.
+    fn read_all(&mut self) {
+        while self.read(0, |_| {}) {}
     }
 
     fn named(&mut self, session: &'static str) -> ConnId {

@@ -304,6 +304,7 @@ impl<'a> World<'a> {
                         self.input(Input::Unclogged { conn });
                     }
                 }
+                Output::Read(_) | Output::Unreadable(_) => panic!("there is no log"),
                 Output::Drained => assert_eq!(self.broker.open_requests(), 0),
             }
             self.broker.check_invariants();

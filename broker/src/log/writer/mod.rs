@@ -435,6 +435,20 @@ impl Writer {
         self.space.find(segment).map(|segment| segment.header.seal)
     }
 
+    /// Says that something is going to be read from a segment, and gives the seal to check it by: the segment stays until as
+    /// many [`Writer::read_ends`] have been said. `None` if it has gone.
+    ///
+    /// What is read must be [written](Self::written).
+    pub fn read_begins(&mut self, segment: SegmentNumber) -> Option<Seal> {
+        self.space.count_reader(segment, true).then(|| self.seal(segment))?
+    }
+
+    /// Says that a read has ended, however it did.
+    pub fn read_ends(&mut self, segment: SegmentNumber) {
+        let there = self.space.count_reader(segment, false);
+        debug_assert!(there, "segment {segment} has gone while it was read");
+    }
+
     /// Lets everything be written, synced and marked. Nothing can be appended any more.
     pub fn stop(&mut self) {
         self.stopping = true;

@@ -24,6 +24,8 @@ pub(super) struct Segment {
     /// The last record of the log when something last died in here. Once that is stable, so is whatever took the place of
     /// what died: a copy further on, or the record that ends it.
     died_at: Sequence,
+    /// How many reads of it are under way: it stays until they are done.
+    readers: u32,
 }
 
 /// All segments, oldest first.
@@ -48,7 +50,7 @@ impl Space {
         living: u64,
     ) {
         let died_at = Sequence(0);
-        self.segments.push_back(Segment { header, end, last, file_bytes, living, died_at });
+        self.segments.push_back(Segment { header, end, last, file_bytes, living, died_at, readers: 0 });
     }
 
     pub(super) fn newest(&mut self) -> Option<&mut Segment> {
@@ -102,9 +104,21 @@ impl Space {
         segment.died_at = last_appended;
     }
 
-    /// The first segments, all before `open`, in which nothing lives.
+    /// Lets a segment stay for a read, or not any more. `false` if it has gone.
+    pub(super) fn count_reader(&mut self, number: SegmentNumber, begins: bool) -> bool {
+        let index = self.index(number);
+        let Some(segment) = index.and_then(|index| self.segments.get_mut(index)) else { return false };
+        match begins {
+            true => segment.readers += 1,
+            false => segment.readers -= 1,
+        }
+        true
+    }
+
+    /// The first segments, all before `open`, in which nothing lives and nobody reads.
     fn dead(&self, open: SegmentNumber) -> impl Iterator<Item = &Segment> {
-        self.segments.iter().take_while(move |segment| segment.header.number < open && segment.living == 0)
+        let unused = |segment: &Segment| segment.living == 0 && segment.readers == 0;
+        self.segments.iter().take_while(move |segment| segment.header.number < open && unused(segment))
     }
 
     /// The oldest segment that must stay, if others before it may go: they are before `open`, nothing lives in them, and

@@ -23,8 +23,9 @@ struct World {
     /// Outcomes to acknowledge.
     told: Vec<(ConnId, u64, Tag)>,
     instances: u64,
-    /// Of all boots: requests that joined another, deliveries taken up again, dead letters, outcomes replayed.
-    seen: [u64; 4],
+    /// Of all boots: requests that joined another, deliveries taken up again, dead letters, outcomes replayed, payloads read
+    /// back, and damaged.
+    seen: [u64; 6],
 }
 
 impl World {
@@ -35,6 +36,7 @@ impl World {
             dead_limit: 3,
             dead_ttl: HOUR,
             idempotency_limit: 3,
+            queue_memory_bytes: random.of(&[0, 400, 2000, 256 << 20]),
             ..Config::default()
         };
         let logged = Logged::new(config);
@@ -45,7 +47,7 @@ impl World {
             held: Vec::new(),
             told: Vec::new(),
             instances: 1,
-            seen: [0; 4],
+            seen: [0; 6],
         }
     }
 
@@ -54,7 +56,7 @@ impl World {
     }
 
     fn step(&mut self) {
-        match self.random.below(40) {
+        match self.random.below(46) {
             0..4 => self.connect(),
             4..7 => self.register(),
             7..18 => self.request(),
@@ -71,6 +73,7 @@ impl World {
                 let operations = self.random.below(6);
                 self.logged.sync_part(operations as usize);
             }
+            40..46 => self.read(),
             34 if self.random.one_in(3) => {
                 self.restart();
                 // Those that held something may be back at once.
@@ -82,6 +85,17 @@ impl World {
             _ => self.logged.sync(),
         }
         self.listen();
+    }
+
+    /// The disk reads something, and now and then not what is there.
+    fn read(&mut self) {
+        let place = self.random.below(3) as usize;
+        let flip = self.random.one_in(3).then(|| self.random.below(8 << 20));
+        self.logged.read(place.min(self.logged.reads.len().saturating_sub(1)), |bytes| {
+            if let Some(bit) = flip.map(|bit| bit as usize % (bytes.len() * 8)) {
+                bytes[bit / 8] ^= 1 << (bit % 8);
+            }
+        });
     }
 
     fn peer(&mut self) -> Option<usize> {
@@ -228,6 +242,8 @@ impl World {
             counters.reattached,
             counters.dead_letters,
             counters.outcomes_replayed,
+            counters.read_back,
+            counters.unreadable,
         ];
         self.seen.iter_mut().zip(seen).for_each(|(all, seen)| *all += seen);
         self.logged.restart();
@@ -261,6 +277,7 @@ impl World {
         }
         for _ in 0..4 {
             self.logged.sync();
+            self.logged.read_all();
             self.logged.pass(25 * HOUR);
         }
         self.logged.sync();
@@ -271,7 +288,7 @@ impl World {
 /// is left, in no table and in no count; nor is it after one more restart.
 #[test]
 fn nothing_is_left_in_the_end() {
-    let mut all_seen = [0; 4];
+    let mut all_seen = [0; 6];
     for seed in 0..600 {
         let trail = std::panic::catch_unwind(|| {
             let mut world = World::new(seed);

@@ -1,0 +1,281 @@
+//! Reading payloads back from the log: what is asked of the disk, how it is checked, and what becomes of what is damaged.
+//!
+//! Records that lie close to each other are read in one piece. Each is checked by itself, like every record that is read; one
+//! that is not what was written there is read once more, alone, and if it is still not, its request ends: its requester is told
+//! [`Code::DurableUnavailable`], a send becomes a dead letter that cannot be sent again, and the driver is told the place
+//! ([`Output::Unreadable`]). A segment stays as long as it is read, whatever dies in it meanwhile.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use ringpost_protocol::{Code, Content, limits::MIN_COUNTED_BYTES};
+
+use super::{Payload, failures::Failure};
+use crate::{
+    Broker, Output, Read, ReadId, Unreadable,
+    log::{Kind, Location, Record, Seal, SegmentNumber, Sequence, record},
+    slab::Key,
+    state::{Request, RequestState},
+};
+
+/// What lies between two records is read too, if it is no more than this.
+const MOST_BETWEEN: u32 = 16 << 10;
+/// Records are read together up to this length.
+const MOST_TOGETHER: u32 = 1 << 20;
+
+/// Who wants a payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reader {
+    /// Whoever handles, shows or sends it again.
+    Request,
+    /// The compaction of the segment that it lies in.
+    Compaction,
+}
+
+/// A read that is under way.
+#[derive(Debug)]
+struct Piece {
+    segment: SegmentNumber,
+    seal: Seal,
+    offset: u32,
+    bytes: u32,
+    records: Vec<(Key<Request>, Location)>,
+    reader: Reader,
+    /// It is not the first try.
+    again: bool,
+}
+
+impl Piece {
+    fn end(&self) -> u32 {
+        self.offset + self.bytes
+    }
+
+    /// Takes a record in too, if it lies close behind.
+    fn extend(&mut self, key: Key<Request>, place: Location) -> bool {
+        let near = place.segment == self.segment
+            && place.offset >= self.end()
+            && place.offset - self.end() <= MOST_BETWEEN
+            && place.offset + place.length - self.offset <= MOST_TOGETHER;
+        if near {
+            self.bytes = place.offset + place.length - self.offset;
+            self.records.push((key, place));
+        }
+        near
+    }
+
+    /// A request's content, out of what was read.
+    fn content(&self, bytes: &[u8], place: Location, count: u64) -> Result<Content, String> {
+        let start = (place.offset - self.offset) as usize;
+        let bytes = bytes.get(start..start + place.length as usize).ok_or("the file is too short")?;
+        let (header, body) =
+            record::read_back(bytes, &self.seal, place.sequence).map_err(|flaw| flaw.to_string())?;
+        let kind = Kind::from_number(header.kind).ok_or("a record of an unknown kind")?;
+        let decode = |kind, body| Record::decode(kind, body).map_err(|bad| bad.to_string());
+        let record = match decode(kind, body)? {
+            Record::Moved(moved) => decode(moved.kind, moved.body)?,
+            record => record,
+        };
+        match record {
+            Record::Request(asked) if asked.count == count => Ok(Content::with_tag(
+                asked.action,
+                asked.tag,
+                asked.options,
+                asked.headers,
+                asked.payload,
+            )),
+            _ => Err("another request's record".to_owned()),
+        }
+    }
+}
+
+/// What is read, and what is to be.
+#[derive(Debug, Default)]
+pub(crate) struct Reads {
+    under_way: BTreeMap<ReadId, Piece>,
+    count: u64,
+    /// Copies that were appended, and are not written yet.
+    unwritten: Vec<(Sequence, Key<Request>)>,
+}
+
+impl Reads {
+    /// Whether records are read to be copied forward.
+    pub(super) fn compacts(&self) -> bool {
+        self.under_way.values().any(|piece| piece.reader == Reader::Compaction)
+    }
+
+    /// All requests that something is read for.
+    pub(crate) fn requests(&self) -> impl Iterator<Item = Key<Request>> {
+        let read = self.under_way.values().flat_map(|piece| piece.records.iter().map(|(key, _)| *key));
+        read.chain(self.unwritten.iter().map(|(_, key)| *key))
+    }
+}
+
+impl Broker {
+    /// Asks for the payloads of those requests that are stored, in this order.
+    pub(super) fn read_back(&mut self, requests: &[Key<Request>]) {
+        self.read_for(requests, Reader::Request);
+    }
+
+    pub(super) fn read_for(&mut self, requests: &[Key<Request>], reader: Reader) {
+        let mut piece: Option<Piece> = None;
+        for key in requests {
+            // A key may stand twice in a line.
+            let stored = self.durable(*key).filter(|durable| durable.payload == Payload::Stored);
+            let Some(place) = stored.and_then(|durable| durable.places.request) else { continue };
+            self.set_payload(*key, Payload::Reading);
+            let Some(journal) = &mut self.journal else { return };
+            if place.sequence > journal.writer.written() {
+                journal.writer.hurry();
+                journal.reads.unwritten.push((place.sequence, *key));
+                continue;
+            }
+            if piece.as_mut().is_some_and(|piece| piece.extend(*key, place)) {
+                continue;
+            }
+            let next = self.piece(*key, place, reader, false);
+            if let Some(complete) = std::mem::replace(&mut piece, next) {
+                self.ask(complete);
+            }
+        }
+        if let Some(last) = piece {
+            self.ask(last);
+        }
+    }
+
+    fn piece(&mut self, key: Key<Request>, place: Location, reader: Reader, again: bool) -> Option<Piece> {
+        let seal = self.journal.as_mut()?.writer.read_begins(place.segment);
+        debug_assert!(seal.is_some(), "{place:?} lives, and its segment has gone");
+        let (segment, offset, bytes) = (place.segment, place.offset, place.length);
+        Some(Piece { segment, seal: seal?, offset, bytes, records: vec![(key, place)], reader, again })
+    }
+
+    fn ask(&mut self, piece: Piece) {
+        let Some(journal) = &mut self.journal else { return };
+        journal.reads.count += 1;
+        let id = ReadId(journal.reads.count);
+        let Piece { segment, offset, bytes, .. } = piece;
+        journal.reads.under_way.insert(id, piece);
+        self.outputs.push_back(Output::Read(Read { id, segment, offset, bytes }));
+    }
+
+    /// The log has got further: copies that could not be read yet now can.
+    pub(super) fn read_what_is_written(&mut self) {
+        let Some(journal) = self.journal.as_mut().filter(|it| !it.reads.unwritten.is_empty()) else { return };
+        let written = journal.writer.written();
+        let (ready, rest): (Vec<_>, Vec<_>) =
+            journal.reads.unwritten.drain(..).partition(|(sequence, _)| *sequence <= written);
+        journal.reads.unwritten = rest;
+        let keys = ready.into_iter().map(|(_, key)| key);
+        let keys: Vec<_> = keys.filter(|key| self.payload_of(*key) == Payload::Reading).collect();
+        keys.iter().for_each(|key| self.set_payload(*key, Payload::Stored));
+        self.read_back(&keys);
+    }
+
+    /// The disk has given what was asked for, or has not.
+    pub(crate) fn read_done(&mut self, id: ReadId, result: &Result<Bytes, String>) {
+        let Some(journal) = &mut self.journal else { return };
+        let Some(piece) = journal.reads.under_way.remove(&id) else {
+            debug_assert!(false, "{id:?} is not under way");
+            return;
+        };
+        let mut actions = BTreeSet::new();
+        for &(key, place) in &piece.records {
+            let Some(request) = self.requests.get(key) else { continue };
+            if self.payload_of(key) != Payload::Reading {
+                // It has ended meanwhile.
+                self.copy_forward(key, &piece);
+                continue;
+            }
+            let content =
+                result.as_ref().map_err(Clone::clone).and_then(|it| piece.content(it, place, request.count));
+            match content {
+                Ok(content) => {
+                    self.take_back(key, content);
+                    self.copy_forward(key, &piece);
+                    actions.extend(self.requests.get(key).filter(|it| it.is_queued()).map(|it| it.action));
+                }
+                Err(_) if !piece.again => {
+                    if let Some(alone) = self.piece(key, place, piece.reader, true) {
+                        self.ask(alone);
+                    }
+                }
+                Err(why) => {
+                    let action = self.requests.get(key).filter(|it| it.is_queued()).map(|it| it.action);
+                    self.is_unreadable(key, place, why);
+                    self.copy_forward(key, &piece);
+                    actions.extend(action);
+                }
+            }
+        }
+        if let Some(log) = self.log() {
+            log.read_ends(piece.segment);
+        }
+        for action in actions {
+            self.dispatch(action);
+        }
+        for (key, _) in piece.records {
+            self.use_payload(key, piece.reader);
+        }
+        self.compact();
+    }
+
+    fn copy_forward(&mut self, key: Key<Request>, piece: &Piece) {
+        if piece.reader == Reader::Compaction && self.payload_of(key) != Payload::Reading {
+            self.move_records(key, piece.segment);
+        }
+    }
+
+    /// A payload is in memory again.
+    fn take_back(&mut self, key: Key<Request>, mut content: Content) {
+        self.counters.read_back += 1;
+        content.count_large(MIN_COUNTED_BYTES, &self.large);
+        let Some(kept) = self.requests.get(key).and_then(|request| self.kept.get_mut(request.kept?)) else {
+            return;
+        };
+        self.kept_bytes += content.uncounted_len();
+        self.kept_bytes -= kept.content.uncounted_len();
+        kept.content = content;
+        self.set_payload(key, Payload::Held);
+    }
+
+    /// What else a payload was read for; then it need not stay, if there are too many.
+    fn use_payload(&mut self, key: Key<Request>, reader: Reader) {
+        if self.payload_of(key) != Payload::Held {
+            return;
+        }
+        if self.durable(key).is_some_and(|durable| durable.resends) {
+            self.resend_now(key);
+        }
+        let waits = self.requests.get(key).is_some_and(Request::is_queued);
+        if reader == Reader::Compaction || !waits {
+            self.drop_payload_if_over(key);
+        }
+    }
+
+    /// What was accepted is not there any more as it was: that is said to all whom it concerns, and never passed over.
+    #[cold]
+    fn is_unreadable(&mut self, key: Key<Request>, place: Location, why: String) {
+        let Some(request) = self.requests.get(key) else { return };
+        let (count, dead) = (request.count, matches!(request.state, RequestState::Dead));
+        let (attempt, at_ms) = (request.attempt, self.now.wall_ms);
+        self.counters.unreadable += 1;
+        let message = format!(
+            "what was sent cannot be read back from the server's disk: {why} (segment {}, offset {})",
+            place.segment, place.offset
+        );
+        let (segment, offset) = (place.segment, place.offset);
+        self.outputs.push_back(Output::Unreadable(Unreadable { count, segment, offset, why }));
+        self.set_payload(key, Payload::None);
+        if !dead {
+            self.call_back(key);
+            return self.end_with_error(key, Code::DurableUnavailable, message);
+        }
+        if let Some(durable) = self.durable_mut(key) {
+            let dead = Some(Code::DurableUnavailable);
+            durable.failure = Some(Failure { message: message.into(), at_ms, attempt, dead });
+            durable.resends = false;
+        }
+        self.log_failure(key);
+        self.hurry_log();
+    }
+}

@@ -1,0 +1,255 @@
+//! Payloads over the bound are only in the log: what is dispatched, and when, is the same.
+
+use super::*;
+
+/// A log whose broker holds so many bytes of payloads.
+fn with_memory(queue_memory_bytes: usize) -> Logged {
+    Logged::new(Config { queue_memory_bytes, ..Config::default() })
+}
+
+/// What the so manieth request carries: 100 bytes.
+fn data(number: u64) -> String {
+    format!("\"{number:098}\"")
+}
+
+/// Requests `1..=count`, accepted.
+fn ask(logged: &mut Logged, requester: ConnId, count: u64, form: fn(&mut Request)) {
+    for number in 1..=count {
+        logged.request(requester, number, |request| {
+            form(request);
+            request.content = Content::from_parts(b"sum", b"{}", b"", data(number).as_bytes());
+        });
+    }
+    logged.sync();
+}
+
+/// Gives the handler what it can have, with all that must be read for it.
+fn dispatched(logged: &mut Logged, handler: ConnId) -> Vec<Deliver> {
+    logged.read_all();
+    logged.deliveries(handler)
+}
+
+fn carries(deliver: &Deliver, number: u64) -> bool {
+    deliver.content.payload() == data(number).as_bytes()
+        && (deliver.content.name(), deliver.content.options()) == (b"sum", b"{}")
+}
+
+fn bytes(logged: &Logged) -> (usize, usize) {
+    let bytes = logged.broker.payload_bytes;
+    (bytes.held, bytes.stored)
+}
+
+/// What comes over the bound is not held; all of it is dispatched in its order, whole, in few reads.
+#[test]
+fn a_long_queue_keeps_its_order() {
+    let mut logged = with_memory(4000);
+    let requester = logged.named("r");
+    ask(&mut logged, requester, 200, durable);
+    let (held, stored) = bytes(&logged);
+    assert!((2000..=3200).contains(&held) && held + stored == 200 * 105, "{held} are held, {stored} stored");
+    let handler = logged.handler("sum", 2);
+    let (mut next, mut reads) = (1, 0);
+    assert!(logged.reads.is_empty(), "the head is there");
+    while next <= 200 {
+        reads += logged.reads.len();
+        for deliver in dispatched(&mut logged, handler) {
+            assert!(carries(&deliver, next), "{next}: {deliver:?}");
+            logged.answered(handler, deliver.delivery, next);
+            next += 1;
+        }
+        assert!(bytes(&logged).0 <= 4200, "{} are held", bytes(&logged).0);
+        logged.sync();
+    }
+    assert!((2..=200 / 4).contains(&reads), "{reads} reads");
+    let last = logged.replies(requester).iter().map(|reply| reply.sequence).max().unwrap();
+    logged.say(requester, ClientMessage::Acknowledge(Target::Number(last)));
+    assert_eq!((bytes(&logged), logged.broker.requests.len()), ((0, 0), 0));
+}
+
+/// After a restart no more is held than before, and all of it is there.
+#[test]
+fn a_restart_holds_no_more() {
+    let mut logged = with_memory(2000);
+    let requester = logged.named("r");
+    ask(&mut logged, requester, 50, durable);
+    logged.restart();
+    let (held, stored) = bytes(&logged);
+    assert!((1000..=1500).contains(&held) && held + stored == 50 * 105, "{held} are held, {stored} stored");
+    let handler = logged.handler("sum", 50);
+    let mut numbers = 1..;
+    while logged.broker.deliveries.len() < 50 {
+        for deliver in dispatched(&mut logged, handler) {
+            assert!(carries(&deliver, numbers.next().unwrap()), "{deliver:?}");
+        }
+    }
+    assert_eq!(numbers.next(), Some(51));
+}
+
+/// What ends while it is read has ended: cancelled, expired, or ended by an operator. The next one gets its handler.
+#[test]
+fn what_ends_while_it_is_read() {
+    let mut logged = with_memory(0);
+    let requester = logged.named("r");
+    ask(&mut logged, requester, 40, |request| {
+        durable(request);
+        request.ttl_ms = if request.number == 2 { 1000 } else { 0 };
+    });
+    let handler = logged.handler("sum", 1);
+    assert!(!logged.reads.is_empty() && logged.deliveries(handler).is_empty());
+    logged.say(requester, ClientMessage::Cancel(Target::Number(1)));
+    logged.pass(Duration::from_secs(2));
+    logged.sync();
+    assert_eq!(logged.codes(requester), [(1, Some(Code::Cancelled)), (2, Some(Code::Expired))]);
+    let delivered = dispatched(&mut logged, handler);
+    assert!(delivered.len() == 1 && carries(&delivered[0], 3), "{delivered:?}");
+
+    logged.input(Input::Closed { conn: handler });
+    let handler = logged.handler("sum", 1);
+    assert!(!logged.reads.is_empty());
+    let operator = logged.connect(Speaks::Binary);
+    logged.request(operator, 1, |request| {
+        let purge = br#"{"op":"purge","action":"sum"}"#;
+        request.content = Content::from_parts(b"$sys.queues", b"", b"", purge);
+    });
+    assert_eq!(&logged.replies(operator)[0].content.payload()[..], br#"{"ended":38}"#);
+    assert_eq!(dispatched(&mut logged, handler), []);
+    assert_eq!(bytes(&logged), (0, 0));
+}
+
+/// No handler's credit is used before there is something to give it; one that leaves meanwhile leaves the queue as it was, and
+/// what a lost one had comes first again.
+#[test]
+fn a_handler_that_leaves_while_it_is_read_for() {
+    let mut logged = with_memory(0);
+    let requester = logged.named("r");
+    ask(&mut logged, requester, 10, durable);
+    let first = logged.handler("sum", 4);
+    assert_eq!(logged.broker.deliveries.len(), 0);
+    logged.input(Input::Closed { conn: first });
+    logged.read_all();
+    let second = logged.handler("sum", 4);
+    let numbers = |delivered: &[Deliver]| -> Vec<_> { delivered.iter().map(|it| it.request_id.count).collect() };
+    assert_eq!(numbers(&dispatched(&mut logged, second)), [1, 2, 3, 4]);
+    logged.input(Input::Closed { conn: second });
+    let third = logged.handler("sum", 6);
+    let again = dispatched(&mut logged, third);
+    assert_eq!(numbers(&again), [1, 2, 3, 4, 5, 6]);
+    assert!(again.iter().zip(1..).all(|(deliver, number)| carries(deliver, number)), "{again:?}");
+    assert_eq!(again[0].attempt, 2);
+}
+
+/// A bit that flips on the way is read once more. One that has flipped on the disk ends that request, and no other; its
+/// requester is told, and so is whoever looks after the disk.
+#[test]
+fn damage_ends_one_request() {
+    let mut logged = with_memory(0);
+    let requester = logged.named("r");
+    ask(&mut logged, requester, 10, durable);
+    let handler = logged.handler("sum", 20);
+    assert_eq!(logged.reads.len(), 1, "one piece for all of them");
+    // The third record's data, by what it carries.
+    let flip = |bytes: &mut [u8]| {
+        let third = data(3);
+        let at = bytes.windows(100).position(|piece| piece == third.as_bytes()).unwrap();
+        bytes[at + 50] ^= 1;
+    };
+    logged.read(0, flip);
+    assert_eq!((logged.deliveries(handler).len(), logged.reads.len()), (2, 1), "the third is read again");
+    logged.read(0, flip);
+    logged.sync();
+    let delivered = logged.deliveries(handler);
+    assert!(delivered.iter().zip(4..=10).all(|(deliver, number)| carries(deliver, number)), "{delivered:?}");
+    assert_eq!(delivered.len(), 7);
+    let reply = logged.replies(requester).remove(0);
+    assert_eq!((reply.number, reply.code), (3, Some(Code::DurableUnavailable)));
+    assert!(String::from_utf8_lossy(reply.content.payload()).contains("checksum"), "{reply:?}");
+    let told = logged.unreadable.pop().unwrap();
+    assert_eq!((told.count, told.segment.0, logged.unreadable.len()), (3, 1, 0));
+    assert_eq!(logged.broker.counters.unreadable, 1);
+}
+
+/// A disk that cannot read says so for that request only; a send is a dead letter then, which cannot be sent again, as nobody knows
+/// what it was.
+#[test]
+fn an_unreadable_send_is_a_dead_letter() {
+    let mut logged = with_memory(0);
+    let requester = logged.named("r");
+    ask(&mut logged, requester, 1, durable_send);
+    let handler = logged.handler("sum", 1);
+    for _ in 0..2 {
+        let id = logged.reads.pop_front().unwrap().id;
+        logged.input(Input::Read { id, result: Err("an error of the disk".to_owned()) });
+    }
+    logged.sync();
+    assert_eq!((logged.broker.dead.len(), logged.deliveries(handler).len()), (1, 0));
+    assert!(!logged.stage.broker.resend(1));
+    logged.restart();
+    assert_eq!(logged.broker.dead.len(), 1);
+    assert!(!logged.stage.broker.resend(1), "nor after a restart");
+}
+
+/// A dead letter whose data is only in the log is read, and then sent again, whole.
+#[test]
+fn a_stored_dead_letter_is_sent_again() {
+    let mut logged = with_memory(0);
+    let requester = logged.named("r");
+    ask(&mut logged, requester, 1, |request| {
+        durable_send(request);
+        request.ttl_ms = 1000;
+    });
+    logged.pass(Duration::from_secs(2));
+    logged.sync();
+    assert_eq!((logged.broker.dead.len(), bytes(&logged)), (1, (0, 105)));
+    let handler = logged.handler("sum", 1);
+    assert!(logged.stage.broker.resend(1));
+    logged.stage.collect();
+    logged.read_all();
+    logged.sync();
+    let delivered = dispatched(&mut logged, handler);
+    assert!(delivered.len() == 1 && carries(&delivered[0], 1), "{delivered:?}");
+    assert!(logged.broker.dead.is_empty());
+}
+
+/// What is only in the log is copied forward whole when its segment is emptied, and is found where it is then; a segment stays
+/// as long as it is read.
+#[test]
+fn compaction_takes_along_what_is_stored() {
+    let mut logged = with_memory(0);
+    let requester = logged.named("r");
+    // One of a few waits; the others come and go, through many segments.
+    let waits = |number: u64| number % 20 == 1;
+    let handler = logged.handler("other", 1);
+    for number in 1..=400 {
+        let action = if waits(number) { &b"sum"[..] } else { b"other" };
+        logged.request(requester, number, |request| {
+            durable_send(request);
+            request.content = Content::from_parts(action, b"{}", b"", data(number).as_bytes());
+        });
+        logged.sync();
+        for deliver in logged.deliveries(handler) {
+            logged.answered(handler, deliver.delivery, number);
+        }
+        if number % 3 == 0 {
+            logged.read_all();
+        }
+        logged.sync();
+    }
+    let segments = logged.disk.list().unwrap();
+    let oldest = segments.iter().filter_map(|name| name.strip_suffix(".segment")).min().unwrap();
+    assert!(u64::from_str_radix(oldest, 16).unwrap() > 3, "{segments:?}");
+    assert!(logged.broker.counters.read_back > 0);
+    for restarted in [false, true] {
+        if restarted {
+            logged.restart();
+        }
+        let handler = logged.handler("sum", 400);
+        let mut delivered = Vec::new();
+        while delivered.len() < 20 {
+            delivered.extend(dispatched(&mut logged, handler));
+            logged.sync();
+        }
+        let mut numbers = (1..=400).filter(|number| waits(*number));
+        assert!(delivered.iter().all(|it| carries(it, numbers.next().unwrap())), "{delivered:?}");
+        logged.input(Input::Closed { conn: handler });
+    }
+}
