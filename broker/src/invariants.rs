@@ -154,8 +154,13 @@ impl Broker {
         }
         assert_eq!(bytes, self.payload_bytes, "bytes of payloads");
         let asked: Vec<_> = self.journal.iter().flat_map(|journal| journal.reads.requests()).collect();
-        let asked: Vec<_> = asked.into_iter().filter(|key| self.payload_of(*key) == Payload::Reading).collect();
-        assert_eq!((asked.len(), asked.into_iter().collect::<BTreeSet<_>>()), (reading.len(), reading), "reads");
+        let asked: Vec<_> =
+            asked.into_iter().filter(|key| self.payload_of(*key) == Payload::Reading).collect();
+        assert_eq!(
+            (asked.len(), asked.into_iter().collect::<BTreeSet<_>>()),
+            (reading.len(), reading),
+            "reads"
+        );
     }
 
     /// Every delivery stands in its handler's list, at the place that it says.

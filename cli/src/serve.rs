@@ -155,6 +155,11 @@ pub(crate) struct ServeArgs {
     )]
     durable: Option<Durable>,
 
+    /// Bytes of waiting durable requests that are kept in memory; the others are only on the disk [default: a quarter of
+    /// --memory]
+    #[arg(long, value_name = "SIZE", env = "RINGPOST_QUEUE_MEMORY", value_parser = size)]
+    queue_memory: Option<u64>,
+
     /// When what is logged is synced: `always` before it is accepted, `interval:7s`, or `never` [default: always]
     #[arg(long, value_name = "POLICY", env = "RINGPOST_SYNC")]
     sync: Option<Sync>,
@@ -245,6 +250,7 @@ impl ServeArgs {
         replace(&mut config.outcome_limit, self.outcome_limit);
         replace(&mut config.data_dir, self.data_dir.clone().map(Some));
         replace(&mut config.durable, self.durable);
+        replace(&mut config.queue_memory, self.queue_memory.map(Some));
         replace(&mut config.sync, self.sync);
         replace(&mut config.segment_size, self.segment_size);
         replace(&mut config.max_disk, self.max_disk);
@@ -319,7 +325,7 @@ mod tests {
              --dispatch-interval 1ms --max-payload 1KiB --queue-limit 1 --queue-limit-bytes 200KiB --max-connections 3 \
              --max-actions 4 --max-ttl 5s --default-timeout 6s --outbound-limit 7MiB --handshake-timeout 8s \
              --ping-interval 9s --drain-timeout 10s --leg-queue-limit 11 --stuck-after 12s --session-linger 13s \
-             --max-sessions-away 14 --outcome-limit 15KiB --memory 16MiB --busy-poll 60us --data-dir d \
+             --max-sessions-away 14 --outcome-limit 15KiB --memory 16MiB --queue-memory 5MiB --busy-poll 60us --data-dir d \
              --sync interval:17s --segment-size 18MiB --max-disk 190MiB --handle-timeout 20s --dead-ttl 21s --dead-limit 22 \
              --idempotency-limit 23 --reattach 24s --durable all"
                 .split_whitespace()
@@ -347,6 +353,7 @@ mod tests {
         (expected.outcome_limit, expected.memory) = (15 << 10, 16 << 20);
         (expected.handle_timeout, expected.dead_ttl, expected.dead_limit) = (seconds(20), seconds(21), 22);
         (expected.idempotency_limit, expected.reattach) = (23, seconds(24));
+        expected.queue_memory = Some(5 << 20);
         expected.durable = Durable::All;
         (expected.data_dir, expected.sync) = (Some("d".into()), Sync::Interval(seconds(17)));
         (expected.segment_size, expected.max_disk) = (18 << 20, 190 << 20);

@@ -187,6 +187,10 @@ pub struct Config {
     /// Which requests and sends are durable: those that ask for it, or all but broadcasts, which needs `data-dir`. Default
     /// `asked`.
     pub durable: Durable,
+    /// Bytes of durable requests without an outcome that are kept in memory. Beyond it they are only in the log, and are read
+    /// back when their turn is near: what came last first. At most half of `memory`. Default: a quarter of `memory`.
+    #[serde(deserialize_with = "units::some_size")]
+    pub queue_memory: Option<u64>,
     /// When the log is synced. Default `always`; `interval:7s`, `never`.
     pub sync: Sync,
     /// Bytes of one file of the log: at least the largest request. Default 64 MiB.
@@ -242,6 +246,7 @@ impl Default for Config {
             outcome_limit: broker.outcome_limit_bytes as u64,
             data_dir: None,
             durable: Durable::default(),
+            queue_memory: None,
             sync: Sync::default(),
             segment_size: 64 << 20,
             max_disk: 8 << 30,
@@ -344,6 +349,9 @@ impl Config {
         check("memory", self.memory, self.memory >= 8 * largest_frame, || {
             format!("at least {} (eight times max-payload and a frame's other parts)", 8 * largest_frame)
         })?;
+        check("queue-memory", self.queue_memory(), self.queue_memory() <= self.memory / 2, || {
+            format!("at most {} (half of memory)", self.memory / 2)
+        })?;
         check("outbound-limit", self.outbound_limit, self.outbound_limit >= 2 * largest_frame, || {
             format!(
                 "at least {} (twice max-payload and a frame's other parts), or one large message behind another would \
@@ -418,6 +426,7 @@ impl Config {
             default_timeout: self.default_timeout,
             max_ttl: self.max_ttl,
             ping_interval: self.ping_interval,
+            queue_memory_bytes: usize::try_from(self.queue_memory()).unwrap_or(usize::MAX),
             memory_bytes: usize::try_from(self.memory).unwrap_or(usize::MAX),
             window_bytes: usize::try_from(self.outbound_limit / 4).unwrap_or(usize::MAX),
             leg_queue_limit: self.leg_queue_limit,
@@ -433,6 +442,11 @@ impl Config {
             outcome_limit_bytes: usize::try_from(self.outcome_limit).unwrap_or(usize::MAX),
             ..ringpost_broker::Config::default()
         }
+    }
+
+    /// Bytes of waiting durable requests that are kept in memory.
+    pub(crate) fn queue_memory(&self) -> u64 {
+        self.queue_memory.unwrap_or(self.memory / 4)
     }
 
     pub(crate) fn max_payload_bytes(&self) -> u32 {
@@ -475,7 +489,8 @@ mod tests {
             outbound-limit = "8MiB"
             handshake-timeout = "1s"
             ping-interval = "250ms"
-            memory = "100MiB"
+            memory = "160MiB"
+            queue-memory = "20MiB"
             leg-queue-limit = 5
             stuck-after = "20s"
             session-linger = "30s"
@@ -490,6 +505,8 @@ mod tests {
         assert_eq!(config.default_timeout, Duration::from_millis(2500));
         assert_eq!((config.session_linger, config.outcome_limit), (Duration::from_secs(30), 64 << 10));
         assert_eq!(config.drain_timeout, Duration::from_secs(60));
+        assert_eq!((config.memory, config.queue_memory), (160 << 20, Some(20 << 20)));
+        assert_eq!(Config::default().queue_memory(), 256 << 20, "a quarter of memory");
         assert_eq!(Config::from_toml_text("").unwrap(), Config::default());
         Config::default().validate().unwrap();
     }
@@ -518,6 +535,7 @@ mod tests {
             ("listen = []", "listen = []: must be at least one address"),
             ("id = \"\"", "id = \"\": must be 1 to 255 bytes"),
             ("memory = \"20MiB\"", "memory = 20971520: must be at least"),
+            ("queue-memory = \"513MiB\"", "queue-memory = 537919488: must be at most 536870912"),
             ("outbound-limit = 1", "outbound-limit = 1: must be at least"),
             ("max-connections = 0", "max-connections = 0: must be at least 1"),
             ("ping-interval = 0", "ping-interval = 0ns: must be 1ms to 49d"),

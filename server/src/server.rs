@@ -125,6 +125,20 @@ impl Builder {
         self
     }
 
+    /// Where the log of durable requests is; without one they are refused.
+    #[must_use]
+    pub fn data_dir(mut self, directory: impl Into<std::path::PathBuf>) -> Self {
+        self.config.data_dir = Some(directory.into());
+        self
+    }
+
+    /// Bytes of durable requests without an outcome that are kept in memory; the others are only in the log.
+    #[must_use]
+    pub fn queue_memory(mut self, bytes: u64) -> Self {
+        self.config.queue_memory = Some(bytes);
+        self
+    }
+
     /// Connections at once.
     #[must_use]
     pub fn max_connections(mut self, connections: usize) -> Self {

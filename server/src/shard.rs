@@ -7,12 +7,13 @@ mod traffic;
 
 use std::{
     cell::{Cell, RefCell},
+    collections::VecDeque,
     rc::Rc,
     time::Duration,
 };
 
 use bytes::BytesMut;
-use ringpost_broker::{Broker, ConnId, Input, RefusalCause};
+use ringpost_broker::{Broker, ConnId, Input, Read, RefusalCause};
 use ringpost_io::{clock::Clock, event::Event, listener::Listener, stream::Stream};
 use ringpost_protocol::{
     Segment,
@@ -97,6 +98,8 @@ struct State {
     line: memory::Line,
     /// What all connections hold.
     bytes: HeldBytes,
+    /// What is to be read from the log.
+    reads: VecDeque<Read>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -159,6 +162,7 @@ impl Shard {
             held_back: Vec::new(),
             line: memory::Line::default(),
             bytes: HeldBytes::default(),
+            reads: VecDeque::new(),
             config,
         };
         Self {
@@ -321,7 +325,7 @@ impl Shard {
         }
         state.relieve();
         state.now = None;
-        if state.broker.log().is_some_and(|log| log.waiting_bytes() > 0) {
+        if state.broker.log().is_some_and(|log| log.waiting_bytes() > 0) || !state.reads.is_empty() {
             self.log.set();
         }
         if state.next_deadline().is_some_and(|deadline| deadline < self.armed.get()) {

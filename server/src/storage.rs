@@ -77,7 +77,8 @@ impl Storage {
         let mut files = LogFiles::open(directory).map_err(|error| StorageError::new(directory, error))?;
         let [one, other, seed] = random;
         let new_log = LogId((u128::from(one) | u128::from(other) << 64).to_le_bytes());
-        let (mut restore, mut died) = (Restore::default(), Vec::new());
+        let queue_memory = usize::try_from(config.queue_memory()).unwrap_or(usize::MAX);
+        let (mut restore, mut died) = (Restore::new(queue_memory), Vec::new());
         let recovered = log::recover(&mut files, new_log, |at, record| {
             restore.take(at, record, &mut |location| died.push(location));
         })

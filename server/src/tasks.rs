@@ -3,7 +3,7 @@
 use std::{rc::Rc, time::Duration};
 
 use bytes::BytesMut;
-use ringpost_broker::{ConnId, log::Operation};
+use ringpost_broker::{ConnId, Read, log::Operation};
 use ringpost_io::{
     clock,
     event::Event,
@@ -120,6 +120,9 @@ pub(crate) async fn keep_log(shard: Rc<Shard>, performer: Rc<Performer>) {
         while let Some(operation) = shard.next_log_operation() {
             ring::spawn(perform(shard.clone(), performer.clone(), operation));
         }
+        while let Some(read) = shard.next_read() {
+            ring::spawn(read_back(shard.clone(), performer.clone(), read));
+        }
         if shard.log_has_stopped() {
             return shard.log_stopped.set();
         }
@@ -137,6 +140,12 @@ async fn perform(shard: Rc<Shard>, performer: Rc<Performer>, operation: Operatio
     let _crash = CrashWithMe(shard.clone());
     let result = performer.perform(operation.action).await;
     shard.log_done(operation.id, result);
+}
+
+async fn read_back(shard: Rc<Shard>, performer: Rc<Performer>, read: Read) {
+    let _crash = CrashWithMe(shard.clone());
+    let result = performer.read(read.segment, read.offset, read.bytes).await;
+    shard.read_done(read.id, result);
 }
 
 /// Ends each turn.

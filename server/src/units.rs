@@ -83,6 +83,11 @@ pub(crate) mod size {
     }
 }
 
+/// The same where there is no size unless it is said.
+pub(crate) fn some_size<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+    size::deserialize(from).map(Some)
+}
+
 /// A number with its unit as text, or alone.
 struct Quantity<T> {
     expected: &'static str,

@@ -149,6 +149,13 @@ fn acceptance_lost() {
     is_found_in_the_log(PlantedBug::AcceptanceLost, &[Rule::Kept, Rule::Memory]);
 }
 
+/// A request that is only in the log, and of which compaction copies what is in memory: it comes to its handler without its
+/// data, or is taken for damaged.
+#[test]
+fn moved_unread() {
+    is_found_in_the_log(PlantedBug::MovedUnread, &[Rule::Invented]);
+}
+
 /// An outcome that comes again although its acknowledgement was stable, or when its record has been buried.
 #[test]
 fn outcome_replayed() {

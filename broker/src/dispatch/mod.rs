@@ -182,7 +182,11 @@ impl Broker {
         let durable = request.is_durable();
         #[cfg(feature = "planted-bugs")]
         let at_head = at_head || self.config.is_planted(crate::PlantedBug::LastFirst);
-        if at_head { queue.line.push_front(key) } else { queue.line.push_back(key) }
+        if at_head {
+            queue.line.push_front(key)
+        } else {
+            queue.line.push_back(key)
+        }
         if durable {
             self.payload_joins_queue(key);
         }

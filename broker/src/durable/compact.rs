@@ -61,11 +61,15 @@ impl Broker {
                         journal.tenants.moved_in(segment, request);
                     }
                 }
-                Some(Payload::New | Payload::Held | Payload::None) | None => self.move_records(request, segment),
+                Some(Payload::New | Payload::Held | Payload::None) | None => {
+                    self.move_records(request, segment)
+                }
             }
         }
         // As they were written, so that they are read in few pieces.
-        absent.sort_unstable_by_key(|key| self.durable(*key).and_then(|it| it.places.request).map(|it| it.offset));
+        absent.sort_unstable_by_key(|key| {
+            self.durable(*key).and_then(|it| it.places.request).map(|it| it.offset)
+        });
         self.read_for(&absent, Reader::Compaction);
     }
 

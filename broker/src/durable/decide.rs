@@ -113,13 +113,7 @@ impl Broker {
     }
 
     /// A send needs nothing more once it was handled, or is given up.
-    fn finish_send(
-        &mut self,
-        key: Key<Request>,
-        queued: bool,
-        awaited: bool,
-        answered: Option<Answered>,
-    ) {
+    fn finish_send(&mut self, key: Key<Request>, queued: bool, awaited: bool, answered: Option<Answered>) {
         let Some(request) = self.requests.get(key) else { return };
         let (action, content_bytes) = (request.action, request.content_bytes);
         if queued {

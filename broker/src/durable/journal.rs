@@ -8,9 +8,7 @@ use std::collections::VecDeque;
 
 use ringpost_protocol::{Code, Content};
 
-use super::{
-    Durable, Places, compact::Tenants, decide::Answered, keys::idempotency_key, readback::Reads,
-};
+use super::{Durable, Places, compact::Tenants, decide::Answered, keys::idempotency_key, readback::Reads};
 use crate::{
     Broker, ConnId,
     log::{Location, Record, Sequence, Writer, body},

@@ -209,7 +209,9 @@ impl Broker {
         let mut room = self.config.queue_memory_bytes.saturating_sub(self.payload_bytes.held);
         let (mut wanted, mut passed, mut ahead) = (Vec::new(), 0, 0);
         for key in &action.queue.line {
-            let Some(request) = self.requests.get(*key).filter(|request| request.is_queued()) else { continue };
+            let Some(request) = self.requests.get(*key).filter(|request| request.is_queued()) else {
+                continue;
+            };
             let bytes = request.content_bytes as usize;
             let least = passed == 0 || (passed < LEAST_AHEAD && ahead + bytes <= LEAST_AHEAD_BYTES);
             if ahead + bytes > most && !least {

@@ -76,13 +76,9 @@ impl Piece {
             record => record,
         };
         match record {
-            Record::Request(asked) if asked.count == count => Ok(Content::with_tag(
-                asked.action,
-                asked.tag,
-                asked.options,
-                asked.headers,
-                asked.payload,
-            )),
+            Record::Request(asked) if asked.count == count => {
+                Ok(Content::with_tag(asked.action, asked.tag, asked.options, asked.headers, asked.payload))
+            }
             _ => Err("another request's record".to_owned()),
         }
     }

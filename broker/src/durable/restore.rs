@@ -28,7 +28,6 @@ pub struct Restore {
     most_held_bytes: usize,
 }
 
-
 /// What is known of one request.
 #[derive(Debug, Default)]
 pub(super) struct Entry {

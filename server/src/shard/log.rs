@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use ringpost_broker::{
-    Broker, Input, Restore,
+    Broker, Input, Read, ReadId, Restore,
     log::{Fault, Operation, OperationId, Writer},
 };
 use ringpost_protocol::time::Now;
@@ -45,6 +46,19 @@ impl Shard {
     pub(crate) fn log_pause(&self) -> Option<Duration> {
         let deadline = self.state.borrow_mut().broker.log()?.next_deadline()?;
         Some(deadline.since(self.clock().now().mono))
+    }
+
+    /// What the core wants to have read from the log.
+    pub(crate) fn next_read(&self) -> Option<Read> {
+        self.state.borrow_mut().reads.pop_front()
+    }
+
+    /// It was read, or could not be.
+    pub(crate) fn read_done(&self, id: ReadId, result: Result<Bytes, String>) {
+        self.turn(|state, now| {
+            state.broker.handle(Input::Read { id, result }, now);
+            state.act(now);
+        });
     }
 
     /// Something that the log wanted has been done, or has not.

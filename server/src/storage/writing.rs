@@ -1,7 +1,8 @@
-//! Doing on the ring what the log's writer asks for.
+//! Doing on the ring what the log's writer asks for, and reading back what it wrote.
 
 use std::{cell::RefCell, collections::BTreeMap};
 
+use bytes::{Bytes, BytesMut};
 use ringpost_broker::log::{
     Action, Fault, SegmentNumber,
     names::{self, MANIFEST},
@@ -17,11 +18,16 @@ use ringpost_io::{
 pub(crate) struct Performer {
     directory: Directory,
     open: RefCell<BTreeMap<SegmentNumber, File>>,
+    /// Those that were read from last.
+    read: RefCell<BTreeMap<SegmentNumber, File>>,
 }
+
+/// Segments that are kept open for reading.
+const MOST_READ: usize = 16;
 
 impl Performer {
     pub(crate) fn new(directory: Directory) -> Self {
-        Self { directory, open: RefCell::default() }
+        Self { directory, open: RefCell::default(), read: RefCell::default() }
     }
 
     /// Does one thing. What is under way together may end in any order.
@@ -32,6 +38,32 @@ impl Performer {
             let synced = matches!(error.operation, FileOperation::SyncData | FileOperation::SyncAll);
             if error.is_full() && !synced { Fault::NoSpace } else { Fault::Disk(error.to_string()) }
         })
+    }
+
+    /// Reads a part of a segment, all of it. The error is for people.
+    pub(crate) async fn read(
+        &self,
+        segment: SegmentNumber,
+        offset: u32,
+        bytes: u32,
+    ) -> Result<Bytes, String> {
+        let known = self.read.borrow().get(&segment).cloned();
+        let file = match known {
+            Some(file) => file,
+            None => {
+                let opened = self.directory.open_file(names::segment(segment), Open::Read).await;
+                let file = opened.map_err(|error| error.to_string())?;
+                let mut read = self.read.borrow_mut();
+                if read.len() >= MOST_READ {
+                    read.pop_first();
+                }
+                read.insert(segment, file.clone());
+                file
+            }
+        };
+        let buffer = BytesMut::with_capacity(bytes as usize);
+        let (result, buffer) = file.read_exact_at(buffer, bytes as usize, offset.into()).await;
+        result.map(|()| buffer.freeze()).map_err(|error| error.to_string())
     }
 
     async fn try_to(&self, action: Action) -> Result<(), FileError> {
@@ -63,6 +95,7 @@ impl Performer {
             Action::ReplaceManifest { bytes } => self.directory.replace(MANIFEST, bytes.to_vec()).await,
             Action::Remove { segment } => {
                 self.open.borrow_mut().remove(&segment);
+                self.read.borrow_mut().remove(&segment);
                 self.directory.remove(names::segment(segment)).await
             }
         }

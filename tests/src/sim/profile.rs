@@ -186,12 +186,16 @@ impl Settings {
             SyncPolicy::Never,
         ];
         let segment_bytes = rng.pick(&[4096, 4096, 16_384, 65_536]);
+        let queue_memory_bytes = rng.pick(&[0, 100, 1000, 256 << 20, 256 << 20]);
         self.log = Some(LogSettings {
             policy: rng.pick(&policies),
             segment_bytes,
             max_disk: u64::from(segment_bytes) * rng.pick(&[4, 8, 100]),
             latency: rng.pick(&[200, 2000, 20_000]),
+            queue_memory_bytes,
+            bad_reads: rng.pick(&[0, 0, 100, 500]),
         });
+        self.config.queue_memory_bytes = queue_memory_bytes;
         (self.json_clients, self.large) = (usize::from(rng.chance(300)), 0);
         self.asks = rng.between(10, 150);
         self.faults = rng.between(1, 12);

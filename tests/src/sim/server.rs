@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::BytesMut;
-use ringpost_broker::{Broker, Config, ConnId, Input, Output, RefusalCause, Speaks, log::OperationId};
+use ringpost_broker::{Broker, Config, ConnId, Input, Output, Read, RefusalCause, Speaks, log::OperationId};
 use ringpost_protocol::{
     Content, Outgoing,
     dialect::{Decoded, Dialect, ServerCodec},
@@ -28,6 +28,8 @@ pub(crate) enum Effect {
     Ready { link: usize },
     /// Send what waits on this link, then close it.
     Close { link: usize },
+    /// Read this from the disk.
+    Read(Read),
     /// All is drained.
     Drained,
     /// The log failed: the process ends.
@@ -149,6 +151,14 @@ impl Server {
                 Ok((None, effects))
             }
         }
+    }
+
+    /// The disk has read something, well or badly.
+    pub(crate) fn read_done(&mut self, read: Read, now: Now) -> Result<Vec<Effect>, Violation> {
+        let Some(durable) = &mut self.durable else { return Ok(Vec::new()) };
+        let result = durable.disk.read(read);
+        self.tell(Input::Read { id: read.id, result }, now);
+        self.turn(now)
     }
 
     /// When the core or its log has something to do, though nothing else happens.
@@ -338,7 +348,7 @@ impl Server {
             }
         }
         let of_the_probe = |name: &str| u64::from(matches!(name, "connectionsBinary" | "sessions"));
-        let bounds = |name: &str| name == "memoryLimitBytes";
+        let bounds = |name: &str| matches!(name, "memoryLimitBytes" | "queueMemoryLimitBytes");
         let now = stats["now"].as_object().into_iter().flatten().filter(|(name, _)| !bounds(name));
         let left: Vec<_> = now
             .map(|(name, count)| (name.clone(), count.as_u64().unwrap_or(u64::MAX) - of_the_probe(name)))
@@ -398,6 +408,9 @@ impl Server {
                     }
                     self.forget(conn, now);
                 }
+                Output::Read(read) => effects.push(Effect::Read(read)),
+                // The book takes note of it.
+                Output::Unreadable(_) => {}
                 Output::Drained => effects.push(Effect::Drained),
                 Output::Full { conn } => self.make_room(conn, now),
             }

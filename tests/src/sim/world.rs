@@ -170,6 +170,7 @@ impl<'a> World<'a> {
             | Event::ServerTimer { .. }
             | Event::Mute { .. }
             | Event::Disk { .. }
+            | Event::Read { .. }
             | Event::DrainOver { .. } => Owner::Server,
             Event::Dialed { process }
             | Event::ProcessTimer { process }
@@ -247,6 +248,9 @@ impl<'a> World<'a> {
             }
             Event::BrokerReturns => self.boot_server(),
             Event::Disk { boot, id } if boot == self.boot => self.disk_goes_on(id),
+            Event::Read { boot, read } if boot == self.boot => {
+                self.at_server(|server, now| server.read_done(read, now))
+            }
             Event::Space => {
                 self.fill_disk(false);
                 Ok(())
@@ -265,7 +269,7 @@ impl<'a> World<'a> {
             Event::Audit => self.audit(),
             Event::CloseAll => self.close_all(),
             Event::ServerTimer { .. } | Event::DrainOver { .. } | Event::BrokerDies { .. } => Ok(()),
-            Event::Disk { .. } => Ok(()),
+            Event::Disk { .. } | Event::Read { .. } => Ok(()),
             Event::Mute { .. } | Event::Inspect => Ok(()),
         }
     }

@@ -128,7 +128,8 @@ fn a_handler_that_leaves_while_it_is_read_for() {
     logged.input(Input::Closed { conn: first });
     logged.read_all();
     let second = logged.handler("sum", 4);
-    let numbers = |delivered: &[Deliver]| -> Vec<_> { delivered.iter().map(|it| it.request_id.count).collect() };
+    let numbers =
+        |delivered: &[Deliver]| -> Vec<_> { delivered.iter().map(|it| it.request_id.count).collect() };
     assert_eq!(numbers(&dispatched(&mut logged, second)), [1, 2, 3, 4]);
     logged.input(Input::Closed { conn: second });
     let third = logged.handler("sum", 6);

@@ -92,6 +92,8 @@ pub(crate) struct Book {
     pub(super) finished: BTreeSet<u64>,
     /// Counts that were dead letters.
     pub(super) buried: BTreeSet<u64>,
+    /// Counts that could not be read back.
+    pub(super) damaged: BTreeSet<u64>,
     /// How often each count was delivered, and how often beyond its attempts it may be.
     pub(super) deliveries: BTreeMap<u64, u64>,
     pub(super) spared: BTreeMap<u64, u64>,
@@ -123,6 +125,7 @@ impl Book {
             outcomes: BTreeMap::new(),
             finished: BTreeSet::new(),
             buried: BTreeSet::new(),
+            damaged: BTreeSet::new(),
             deliveries: BTreeMap::new(),
             spared: BTreeMap::new(),
             former: BTreeMap::new(),
@@ -372,6 +375,7 @@ impl Book {
             Some(Code::Expired) => time + SLACK_MICROS >= asked.over_at,
             Some(Code::HandlerLost) => reply.attempt >= asked.max_attempts,
             Some(Code::Cancelled) => asked.cancelled,
+            Some(Code::DurableUnavailable) => self.damaged.contains(&count),
             Some(_) => false,
         };
         ensure!(cause, Truth, "{token} ends with {reply:?}: {asked:?}");

@@ -1,13 +1,14 @@
 //! The twin of the server's disk: what the log's writer asked of it, done after a while and in any order that is allowed,
 //! and the states that a crash may leave it in.
 
+use bytes::Bytes;
 use ringpost_broker::{
-    Restore,
+    Read, Restore,
     log::{
         Action, Config, Fault, LogId, Operation, OperationId, SyncPolicy, Writer,
         files::Files,
         memory::{Call, Memory},
-        recover,
+        names, recover,
     },
 };
 
@@ -60,6 +61,8 @@ pub(crate) struct Disk {
     under_way: Vec<(OperationId, bool)>,
     /// A sync has failed in this boot.
     failed: bool,
+    /// How many reads were not what is there.
+    bad_reads: u64,
     last_crash: Crash,
     rng: Rng,
     /// What was read since the last change of what is synced, or seen.
@@ -75,6 +78,7 @@ impl Disk {
             asked: Vec::new(),
             under_way: Vec::new(),
             failed: false,
+            bad_reads: 0,
             last_crash: Crash::Stopped,
             rng,
             synced: None,
@@ -104,7 +108,31 @@ impl Disk {
         self.seen = None;
     }
 
-    fn pause(&mut self) -> u64 {
+    /// Reads a part of a segment for a server that runs: what is seen there, or now and then something else.
+    pub(crate) fn read(&mut self, read: Read) -> Result<Bytes, String> {
+        let mut bytes = vec![0; read.bytes as usize];
+        let name = names::segment(read.segment);
+        let count = self.twin.read_at(&name, read.offset.into(), &mut bytes);
+        if count.map_err(|error| format!("{name}: {error}"))? < bytes.len() {
+            return Err(format!("{name} ends within {read:?}"));
+        }
+        if self.rng.chance(self.settings.bad_reads) {
+            self.bad_reads += 1;
+            if self.rng.chance(200) {
+                return Err("an error of the disk".to_owned());
+            }
+            let bit = self.rng.below(bytes.len() as u64 * 8) as usize;
+            bytes[bit / 8] ^= 1 << (bit % 8);
+        }
+        Ok(bytes.into())
+    }
+
+    /// How many reads have not brought what is there.
+    pub(super) fn bad_reads(&self) -> u64 {
+        self.bad_reads
+    }
+
+    pub(crate) fn pause(&mut self) -> u64 {
         let most = if self.rng.chance(10) { self.settings.latency * 50 } else { self.settings.latency };
         self.rng.between(10, most)
     }
@@ -201,7 +229,7 @@ impl Disk {
                 self.lose_power();
             }
         }
-        let (mut restore, mut died) = (Restore::default(), Vec::new());
+        let (mut restore, mut died) = (Restore::new(self.settings.queue_memory_bytes), Vec::new());
         let recovered = recover(&mut self.twin, LOG, |at, record| {
             restore.take(at, record, &mut |location| died.push(location));
         })

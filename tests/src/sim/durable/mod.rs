@@ -28,7 +28,7 @@ pub(crate) use self::disk::{Crash, Opened, Stepped};
 use self::{book::Book, disk::Disk};
 use super::{
     rng::Rng,
-    rules::{Verdict, Violation},
+    rules::{Verdict, Violation, ensure},
 };
 
 /// How a log is kept.
@@ -42,6 +42,10 @@ pub struct LogSettings {
     pub max_disk: u64,
     /// The longest that an ordinary operation takes, in microseconds.
     pub latency: u64,
+    /// Bytes of payloads that are held in memory.
+    pub queue_memory_bytes: usize,
+    /// Thousandths of reads, while the server runs, that bring something else than what is there, or nothing.
+    pub bad_reads: u64,
 }
 
 /// The part of a broker's machine that outlives its process, and the book about it.
@@ -72,6 +76,10 @@ impl Durable {
     }
 
     pub(crate) fn said(&mut self, output: &Output, time: u64) -> Verdict {
+        if let Output::Unreadable(what) = output {
+            ensure!(self.disk.bad_reads() > 0, Truth, "{what:?}, and the disk has read what is there");
+            self.book.damaged.insert(what.count);
+        }
         if self.disk.lies() {
             return Ok(());
         }
@@ -100,7 +108,7 @@ impl Durable {
     /// Nothing lives in the log.
     pub(crate) fn is_empty(&mut self) -> Verdict {
         let view = self.disk.seen()?;
-        super::rules::ensure!(view.living.is_empty(), Memory, "the log keeps {:?}", view.living);
+        ensure!(view.living.is_empty(), Memory, "the log keeps {:?}", view.living);
         Ok(())
     }
 }

@@ -131,7 +131,8 @@ impl Book {
             ensure!(ended || lies, Kept, "{count} ({promise:?}) was accepted, and never ended: {asked:?}");
             // A send ends without a word, and an outcome is kept only for a time.
             let unheard = asked.is_some_and(|asked| asked.send || promise.at >= asked.over_at);
-            let told = refused.get(&promise.token).filter(|_| !unheard);
+            let damaged = self.damaged.contains(count);
+            let told = refused.get(&promise.token).filter(|_| !unheard && !damaged);
             ensure!(told.is_none(), Kept, "{count} ({promise:?}) was accepted, and ended with {told:?}");
         }
         Ok(())

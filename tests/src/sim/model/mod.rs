@@ -278,6 +278,10 @@ impl Model {
                 }
                 Ok(())
             }
+            Output::Read(_) | Output::Unreadable(_) => {
+                ensure!(false, Truth, "{output:?}, and there is no log");
+                Ok(())
+            }
             Output::Drained => {
                 ensure!(self.draining, Truth, "drained, without being asked to");
                 Ok(())

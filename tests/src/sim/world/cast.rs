@@ -1,6 +1,6 @@
 //! Who takes part in a history, and what can happen in it.
 
-use ringpost_broker::log::OperationId;
+use ringpost_broker::{Read, log::OperationId};
 use ringpost_client::{DeliveryKey, UnclaimedKey};
 
 use super::SECOND;
@@ -88,6 +88,11 @@ pub(crate) enum Event {
     Disk {
         boot: u64,
         id: OperationId,
+    },
+    /// A read of the log comes to its end.
+    Read {
+        boot: u64,
+        read: Read,
     },
     /// The disk has space again.
     Space,

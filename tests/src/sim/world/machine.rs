@@ -1,6 +1,6 @@
 //! The server's process and its machine: how they begin and end, and the disk.
 
-use ringpost_broker::log::OperationId;
+use ringpost_broker::{Read, log::OperationId};
 
 use super::{Event, SECOND, World};
 use crate::sim::{
@@ -91,6 +91,13 @@ impl World<'_> {
         for (id, after) in asked {
             self.plan_at(self.now + after, Event::Disk { boot, id });
         }
+    }
+
+    /// Begins a read of the log.
+    pub(super) fn begin_read(&mut self, read: Read) {
+        let Some(durable) = self.server.as_mut().and_then(Server::durable) else { return };
+        let (after, boot) = (durable.disk.pause(), self.boot);
+        self.plan_at(self.now + after, Event::Read { boot, read });
     }
 
     /// A disk that lost something is not asked again: the server ends, as it would when asked to.

@@ -216,6 +216,7 @@ impl World<'_> {
         for effect in effects {
             match effect {
                 Effect::Ready { link } | Effect::Close { link } => self.pump(link)?,
+                Effect::Read(read) => self.begin_read(read),
                 Effect::Drained => {
                     let boot = self.boot;
                     self.plan_at(self.now + SECOND / 50, Event::BrokerDies { boot });
