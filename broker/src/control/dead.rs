@@ -76,7 +76,7 @@ impl Broker {
 
     fn describe_dead(&self, key: Key<Request>, bytes: usize) -> Option<Value> {
         let (request, kept) = (self.requests.get(key)?, self.kept_of(key)?);
-        let failure = kept.durable.as_deref()?.failure.as_ref()?;
+        let failure = kept.durable.as_deref()?.failure.as_deref()?;
         let (content, data) = (&kept.content, kept.content.payload());
         Some(json!({
             "requestId": self.id_of(request),

@@ -92,11 +92,12 @@ impl Broker {
         let decided = matches!(request.state, RequestState::Decided);
         if let Some(place) = is_in(places.request) {
             // Of the request's own content little is needed any more once its outcome is there.
-            let content = if decided { &durable.asked } else { &kept.content };
+            let content = durable.asked.as_deref().filter(|_| decided).unwrap_or(&kept.content);
             let record = super::journal::request_record(request, durable, &kept.tag, content);
             places.request = journal.append_moved(place, &record, key);
         }
-        if let Some(place) = is_in(places.delivered) {
+        let mut later = places.later();
+        if let Some(place) = is_in(later.delivered) {
             let handler = match &request.state {
                 RequestState::Delivered(delivery) => self.deliveries.get(*delivery).map(|it| (*delivery, it)),
                 _ => None,
@@ -123,17 +124,20 @@ impl Broker {
                 attempt,
                 session,
             });
-            places.delivered = journal.append_moved(place, &record, key);
+            later.delivered = journal.append_moved(place, &record, key);
         }
         let outcome = super::journal::reply_record(request, durable, &kept.content, self.now.wall_ms);
-        if let Some(place) = is_in(places.reply)
+        if let Some(place) = is_in(later.reply)
             && let Some(record) = outcome.or_else(|| super::journal::failure_record(request, durable))
         {
-            places.reply = journal.append_moved(place, &record, key);
+            later.reply = journal.append_moved(place, &record, key);
         }
-        if let Some(place) = is_in(places.claimed) {
+        if let Some(place) = is_in(later.claimed) {
             let record = Record::Claimed(body::Claimed { count: request.count });
-            places.claimed = journal.append_moved(place, &record, key);
+            later.claimed = journal.append_moved(place, &record, key);
+        }
+        if later.is_some() {
+            *places.later_mut() = later;
         }
         durable.places = places;
     }

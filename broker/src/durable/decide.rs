@@ -101,8 +101,9 @@ impl Broker {
             return;
         };
         let Kept { content, durable: Some(durable), .. } = kept else { return };
-        durable.asked = Content::from_parts(content.name(), b"", content.headers(), b"");
-        self.kept_bytes += durable.asked.len();
+        let asked = Content::from_parts(content.name(), b"", content.headers(), b"");
+        self.kept_bytes += asked.len();
+        durable.asked = Some(Box::new(asked));
     }
 
     /// A handler left while it held a durable request: that was no fault of the request.
@@ -215,7 +216,7 @@ impl Broker {
         (!known).then(|| ServerMessage::Asked {
             number: request.number,
             tag: kept.tag.clone(),
-            content: durable.asked.clone(),
+            content: durable.asked.as_deref().cloned().unwrap_or_default(),
         })
     }
 
@@ -267,7 +268,7 @@ impl Broker {
     /// A durable request is in no table any more.
     #[cold]
     pub(crate) fn forget_durable(&mut self, key: Key<Request>, durable: &Durable) {
-        self.kept_bytes -= durable.asked.len();
+        self.kept_bytes -= durable.asked_bytes();
         if let Some(former) = &durable.former {
             self.formers.remove(former);
         }

@@ -64,8 +64,8 @@ impl Broker {
         let at_ms = self.now.wall_ms.saturating_add(pause.as_millis() as u64);
         if let Some(durable) = self.durable_mut(key) {
             durable.rest = Some(rest);
-            durable.failure =
-                Some(Failure { message: shortened(content.payload()), at_ms, attempt, dead: None });
+            let message = shortened(content.payload());
+            durable.failure = Some(Box::new(Failure { message, at_ms, attempt, dead: None }));
         }
         self.counters.retried_sends += 1;
         self.log_failure(key);
@@ -148,7 +148,8 @@ impl Broker {
         self.forget_former(key);
         if let Some(durable) = self.durable_mut(key) {
             let timers = [durable.lease.take(), durable.rest.take()];
-            durable.failure = Some(Failure { message: shortened(message), at_ms, attempt, dead: Some(code) });
+            let message = shortened(message);
+            durable.failure = Some(Box::new(Failure { message, at_ms, attempt, dead: Some(code) }));
             timers.into_iter().for_each(|timer| self.stop_timer(timer));
         }
         self.counters.dead_letters += 1;
@@ -188,7 +189,7 @@ impl Broker {
         let Some(key) = self.dead.get(&count).copied() else { return false };
         let Some(durable) = self.durable_mut(key) else { return false };
         let damaged = |failure: &Failure| failure.dead == Some(Code::DurableUnavailable);
-        if durable.failure.as_ref().is_some_and(damaged) {
+        if durable.failure.as_deref().is_some_and(damaged) {
             return false;
         }
         if !durable.payload.is_absent() {
@@ -216,7 +217,8 @@ impl Broker {
         if let Some(durable) = self.durable_mut(key) {
             durable.resends = false;
             durable.expires_ms = now_ms.saturating_add(ttl.as_millis() as u64);
-            durable.failure = Some(Failure { message: Bytes::new(), at_ms: now_ms, attempt: 0, dead: None });
+            let failure = Failure { message: Bytes::new(), at_ms: now_ms, attempt: 0, dead: None };
+            durable.failure = Some(Box::new(failure));
         }
         self.log_request(key);
         self.log_failure(key);

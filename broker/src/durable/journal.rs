@@ -170,7 +170,7 @@ impl Broker {
         let kept = request.kept.and_then(|kept| self.kept.get_mut(kept));
         let before = kept
             .and_then(|kept| kept.durable.as_deref_mut())
-            .and_then(|durable| durable.places.delivered.replace(location));
+            .and_then(|durable| durable.places.later_mut().delivered.replace(location));
         before.into_iter().for_each(|before| journal.writer.died(before));
     }
 
@@ -180,7 +180,7 @@ impl Broker {
         let Some(durable) = kept.durable.as_deref_mut() else { return };
         let Some(record) = reply_record(request, durable, &kept.content, self.now.wall_ms) else { return };
         let place = journal.append_for(key, &record);
-        durable.places.reply = place;
+        durable.places.later_mut().reply = place;
     }
 
     /// Logs what went wrong last with a send, in place of what went wrong before.
@@ -190,7 +190,7 @@ impl Broker {
         let Some(durable) = kept.durable.as_deref_mut() else { return };
         let Some(record) = failure_record(request, durable) else { return };
         let Some(place) = journal.append_for(key, &record) else { return };
-        let before = durable.places.reply.replace(place);
+        let before = durable.places.later_mut().reply.replace(place);
         before.into_iter().for_each(|before| journal.writer.died(before));
     }
 
@@ -202,10 +202,11 @@ impl Broker {
         let record = Record::Claimed(body::Claimed { count: request.count });
         // A log that takes nothing more keeps all of it.
         let Some(place) = journal.append_for(key, &record) else { return };
-        durable.places.claimed = Some(place);
+        let places = durable.places.later_mut();
+        places.claimed = Some(place);
         if durable.decided.is_none() {
             // What its attempts came to is of no use any more.
-            let before = [durable.places.delivered.take(), durable.places.reply.take()];
+            let before = [places.delivered.take(), places.reply.take()];
             before.into_iter().flatten().for_each(|before| journal.writer.died(before));
         }
     }
@@ -289,7 +290,7 @@ pub(super) fn reply_record<'a>(
 }
 
 pub(super) fn failure_record<'a>(request: &Request, durable: &'a Durable) -> Option<Record<'a>> {
-    let failure = durable.failure.as_ref()?;
+    let failure = durable.failure.as_deref()?;
     let (count, attempt, message) = (request.count, failure.attempt, &failure.message[..]);
     Some(match failure.dead {
         Some(code) => {

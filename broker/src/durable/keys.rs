@@ -259,7 +259,7 @@ impl Broker {
     /// The log says that it is kept for its key only.
     pub(super) fn claimed_before(&mut self, key: Key<Request>) {
         let Some(durable) = self.durable_mut(key) else { return };
-        let (undecided, places) = (durable.decided.is_none(), &mut durable.places);
+        let (undecided, places) = (durable.decided.is_none(), durable.places.later_mut());
         let before = if undecided { [places.delivered.take(), places.reply.take()] } else { [None, None] };
         if let Some(keyed) = durable.keyed.as_deref_mut() {
             keyed.claimed = true;

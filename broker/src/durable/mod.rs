@@ -61,6 +61,8 @@ pub(crate) const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
 pub(crate) const DEFAULT_MAX_ATTEMPTS: u8 = 5;
 
 /// What is known of a durable request beside what all requests have.
+///
+/// There may be very many that only wait: what those have no use for is in boxes of its own.
 #[derive(Debug, Default)]
 pub(crate) struct Durable {
     /// 1 if it came in the JSON dialect.
@@ -84,11 +86,11 @@ pub(crate) struct Durable {
     /// What its handler had when the broker died, as long as it waits for that handler.
     pub(crate) former: Option<Box<Former>>,
     /// What went wrong last with a send.
-    pub(crate) failure: Option<Failure>,
+    pub(crate) failure: Option<Box<Failure>>,
     /// Set if it has an idempotency key.
     pub(crate) keyed: Option<Box<Keyed>>,
     /// Its action and headers, once its content has made room for the outcome's.
-    pub(crate) asked: Content,
+    pub(crate) asked: Option<Box<Content>>,
     /// What became of it, once that is decided. The content is the request's own no more, but the outcome's.
     pub(crate) decided: Option<Decided>,
 }
@@ -97,6 +99,12 @@ pub(crate) struct Durable {
 #[derive(Debug, Default)]
 pub(crate) struct Places {
     pub(crate) request: Option<Location>,
+    /// Those of one that has been with a handler, or is decided.
+    later: Option<Box<LaterPlaces>>,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct LaterPlaces {
     /// That of the last attempt.
     pub(crate) delivered: Option<Location>,
     /// That of its outcome, or of what went wrong last.
@@ -105,9 +113,25 @@ pub(crate) struct Places {
     pub(crate) claimed: Option<Location>,
 }
 
+impl LaterPlaces {
+    pub(crate) fn is_some(&self) -> bool {
+        self.delivered.or(self.reply).or(self.claimed).is_some()
+    }
+}
+
 impl Places {
+    /// Those behind the request's own.
+    pub(crate) fn later(&self) -> LaterPlaces {
+        self.later.as_deref().copied().unwrap_or_default()
+    }
+
+    pub(crate) fn later_mut(&mut self) -> &mut LaterPlaces {
+        self.later.get_or_insert_default()
+    }
+
     pub(crate) fn all(&self) -> impl Iterator<Item = Location> + use<> {
-        [self.request, self.delivered, self.reply, self.claimed].into_iter().flatten()
+        let LaterPlaces { delivered, reply, claimed } = self.later();
+        [self.request, delivered, reply, claimed].into_iter().flatten()
     }
 }
 
@@ -129,9 +153,13 @@ impl Durable {
         self.keyed.as_ref().is_some_and(|keyed| keyed.claimed)
     }
 
+    pub(crate) fn asked_bytes(&self) -> usize {
+        self.asked.as_ref().map_or(0, |asked| asked.len())
+    }
+
     /// Bytes that are counted beside those of the content.
     pub(crate) fn bytes(&self) -> usize {
-        self.asked.len() + self.keyed.as_ref().map_or(0, |keyed| keyed.bytes())
+        self.asked_bytes() + self.keyed.as_ref().map_or(0, |keyed| keyed.bytes())
     }
 }
 

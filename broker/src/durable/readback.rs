@@ -268,7 +268,7 @@ impl Broker {
         }
         if let Some(durable) = self.durable_mut(key) {
             let dead = Some(Code::DurableUnavailable);
-            durable.failure = Some(Failure { message: message.into(), at_ms, attempt, dead });
+            durable.failure = Some(Box::new(Failure { message: message.into(), at_ms, attempt, dead }));
             durable.resends = false;
         }
         self.log_failure(key);

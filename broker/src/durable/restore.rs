@@ -22,28 +22,28 @@ pub struct Restore {
     /// By count, which is the order in which they were received.
     pub(super) entries: BTreeMap<u64, Entry>,
     pub(super) last_count: u64,
-    /// Names of actions: requests that are not held share them.
+    /// Names of actions and sessions: requests share them.
     names: BTreeSet<Bytes>,
     held_bytes: usize,
     most_held_bytes: usize,
 }
 
-/// What is known of one request.
+/// What is known of one request. There may be very many that only wait: what those do not have is in boxes.
 #[derive(Debug, Default)]
 pub(super) struct Entry {
     pub(super) places: Places,
-    pub(super) asked: Option<Asked>,
+    pub(super) asked: Option<Box<Asked>>,
     /// It is kept for its key only.
     pub(super) claimed: bool,
     pub(super) attempt: u16,
     /// When the last attempt began, in milliseconds since the Unix epoch.
     pub(super) delivered_ms: u64,
     /// Who had the last attempt.
-    pub(super) former: Option<Former>,
+    pub(super) former: Option<Box<Former>>,
     /// The last attempt that failed.
     pub(super) failed: u16,
-    pub(super) outcome: Option<Outcome>,
-    pub(super) failure: Option<Failure>,
+    pub(super) outcome: Option<Box<Outcome>>,
+    pub(super) failure: Option<Box<Failure>>,
 }
 
 #[derive(Debug)]
@@ -87,23 +87,23 @@ impl Restore {
                 let asked = self.asked(request, decided);
                 let entry = self.entry(request.count);
                 entry.places.request.replace(at).into_iter().for_each(died);
-                let before = entry.asked.replace(asked);
-                self.let_go(before.as_ref());
+                let before = entry.asked.replace(Box::new(asked));
+                self.let_go(before.as_deref());
             }
             Record::Delivered(delivered) => {
                 let entry = self.entry(delivered.count);
-                entry.places.delivered.replace(at).into_iter().for_each(died);
+                entry.places.later_mut().delivered.replace(at).into_iter().for_each(died);
                 (entry.attempt, entry.delivered_ms) = (delivered.attempt, delivered.wall_ms);
-                entry.former = Some(Former {
+                entry.former = Some(Box::new(Former {
                     session: Bytes::copy_from_slice(delivered.session),
                     boot: delivered.boot,
                     delivery: delivered.delivery,
-                });
+                }));
             }
             Record::Reply(reply) => {
                 let entry = self.entry(reply.count);
-                entry.places.reply.replace(at).into_iter().for_each(died);
-                entry.outcome = Some(Outcome::read(reply));
+                entry.places.later_mut().reply.replace(at).into_iter().for_each(died);
+                entry.outcome = Some(Box::new(Outcome::read(reply)));
                 let asked = entry.asked.as_mut().filter(|asked| asked.payload != Payload::None);
                 if let Some(asked) = asked {
                     let content = &asked.content;
@@ -116,7 +116,7 @@ impl Restore {
             Record::Done(done) => {
                 self.last_count = self.last_count.max(done.count);
                 let entry = self.entries.remove(&done.count);
-                self.let_go(entry.as_ref().and_then(|entry| entry.asked.as_ref()));
+                self.let_go(entry.as_ref().and_then(|entry| entry.asked.as_deref()));
                 entry.into_iter().flat_map(|entry| entry.places.all()).for_each(died);
             }
             Record::Moved(moved) => match Record::decode(moved.kind, moved.body) {
@@ -126,24 +126,24 @@ impl Restore {
             },
             Record::Retry(retry) => {
                 let entry = self.entry(retry.count);
-                entry.places.reply.replace(at).into_iter().for_each(died);
+                entry.places.later_mut().reply.replace(at).into_iter().for_each(died);
                 (entry.attempt, entry.failed) = (retry.attempt, retry.attempt);
                 let message = Bytes::copy_from_slice(retry.message);
-                entry.failure =
-                    Some(Failure { message, at_ms: retry.not_before_ms, attempt: retry.attempt, dead: None });
+                let (at_ms, attempt) = (retry.not_before_ms, retry.attempt);
+                entry.failure = Some(Box::new(Failure { message, at_ms, attempt, dead: None }));
             }
             Record::Dead(dead) => {
                 let entry = self.entry(dead.count);
-                entry.places.reply.replace(at).into_iter().for_each(died);
+                entry.places.later_mut().reply.replace(at).into_iter().for_each(died);
                 (entry.attempt, entry.failed) = (dead.attempt, dead.attempt);
                 let message = Bytes::copy_from_slice(dead.message);
                 let code = Code::from_number(dead.code).unwrap_or(Code::Remote);
-                entry.failure =
-                    Some(Failure { message, at_ms: dead.wall_ms, attempt: dead.attempt, dead: Some(code) });
+                let (at_ms, attempt) = (dead.wall_ms, dead.attempt);
+                entry.failure = Some(Box::new(Failure { message, at_ms, attempt, dead: Some(code) }));
             }
             Record::Claimed(claimed) => {
                 let entry = self.entry(claimed.count);
-                entry.places.claimed.replace(at).into_iter().for_each(died);
+                entry.places.later_mut().claimed.replace(at).into_iter().for_each(died);
                 entry.claimed = true;
             }
             Record::Boot(_) | Record::Mark(_) | Record::Lost(_) => {}
@@ -204,7 +204,7 @@ impl Restore {
             max_attempts: request.max_attempts,
             dialect: request.dialect,
             flags: RequestFlags(request.flags),
-            session: Bytes::copy_from_slice(request.session),
+            session: self.name(request.session),
             tag: Tag::from_slice(tag),
             content,
             content_bytes: bytes as u32,

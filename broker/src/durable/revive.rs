@@ -39,7 +39,7 @@ impl Stage {
             (Some(_), _) => Self::Decided,
             (None, Some(failure)) if failure.dead.is_some() => Self::Dead,
             (None, _) if asked.joins != 0 => Self::Joined(asked.joins),
-            _ if entry.attempt > entry.failed && entry.former.as_ref().is_some_and(may_come_back) => {
+            _ if entry.attempt > entry.failed && entry.former.as_deref().is_some_and(may_come_back) => {
                 Self::Held
             }
             (None, Some(failure)) if failure.at_ms > wall_ms => Self::Resting(failure.at_ms),
@@ -86,7 +86,7 @@ impl Broker {
                 continue;
             }
             match entry.asked.take() {
-                Some(asked) => self.restore_one(count, asked, entry, &mut firsts),
+                Some(asked) => self.restore_one(count, *asked, entry, &mut firsts),
                 // What is left of one that is done: its `done` went before what it buries was forgotten.
                 None => self.forget_places(entry.places),
             }
@@ -180,7 +180,7 @@ impl Broker {
             }
         }
         if let Some(former) = former {
-            self.wait_for_handler(key, former);
+            self.wait_for_handler(key, *former);
         }
         self.go_on(key, stage, action, firsts);
     }
