@@ -27,6 +27,7 @@ pub mod redis;
 pub mod report;
 pub mod rows;
 pub mod sdk;
+mod serving;
 pub mod spread;
 pub mod waiting;
 pub mod work;

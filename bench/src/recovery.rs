@@ -1,7 +1,7 @@
 //! Starting with a log: how fast it is read, how the time follows what lives and not what was, and that a steady load does not
 //! let the disk fill up.
 //!
-//! Times are those of the real program, from its start to its first "listening", less what it takes with an empty log.
+//! Times are those of the real program, from its start until it serves durable requests too, less what it takes with an empty log.
 
 use std::{
     fs,
@@ -28,6 +28,7 @@ use rustix::fs::{Advice, fadvise};
 use crate::{
     contest::{Plan, Side},
     durable::Load,
+    serving::until_serving,
 };
 
 /// How much of a log is read when its speed is measured.
@@ -251,6 +252,7 @@ impl CommandLine {
 fn start(line: &CommandLine, plan: Plan) -> anyhow::Result<(Server, Duration)> {
     let begun = Instant::now();
     let server = Server::spawn(line.command(), plan.cores.map(|cores| cores.server))?;
+    until_serving(server.address())?;
     Ok((server, begun.elapsed()))
 }
 

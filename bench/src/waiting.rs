@@ -21,7 +21,7 @@ use ringpost_protocol::{
     message::{ClientMessage, Hello, Request, RequestFlags, ServerMessage, Speaker},
 };
 
-use crate::idle::resident;
+use crate::{idle::resident, serving::until_serving};
 
 /// How many requests wait, and how many bytes of data each has.
 const REQUESTS: u64 = 1_000_000;
@@ -45,7 +45,7 @@ pub struct Waiting {
     pub resident: [u64; 3],
     /// Bytes of the log's files on the disk.
     pub disk: u64,
-    /// From the start of the process to its listening: with an empty folder, and with the log, in seconds.
+    /// From the start of the process until it has its log: with an empty folder, and with the log, in seconds.
     pub starting_s: [f64; 2],
 }
 
@@ -89,6 +89,7 @@ fn measure_on(ringpost: &Path, folder: &Path, requests: u64) -> anyhow::Result<W
     let start = || {
         let begun = Instant::now();
         let server = Server::spawn(command(ringpost, folder), None)?;
+        until_serving(server.address())?;
         anyhow::Ok((server, begun.elapsed().as_secs_f64()))
     };
     let (server, empty_s) = start()?;
@@ -116,11 +117,11 @@ fn measure_on(ringpost: &Path, folder: &Path, requests: u64) -> anyhow::Result<W
     })
 }
 
-/// A server with room for all of them.
+/// A server with room for all of them, of which it holds few: what each costs beside its data.
 fn command(ringpost: &Path, folder: &Path) -> Command {
     let mut command = Command::new(ringpost);
     command.args(["serve", "--listen", "127.0.0.1:0", "--log", "warn", "--data-dir"]).arg(folder);
-    command.args(["--memory", "8GiB", "--queue-limit-bytes", "8GiB", "--max-disk", "16GiB"]);
+    command.args(["--queue-memory", "16MiB", "--queue-limit-bytes", "8GiB", "--max-disk", "16GiB"]);
     command.args(["--queue-limit", "2000000", "--parent"]).arg(std::process::id().to_string());
     command
 }

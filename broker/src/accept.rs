@@ -296,6 +296,7 @@ impl Broker {
             Code::NoHandler => self.counters.refused_no_handler += 1,
             Code::Overloaded => self.counters.refused_overloaded += 1,
             Code::Draining => self.counters.refused_draining += 1,
+            Code::Recovering => self.counters.refused_recovering += 1,
             Code::DurableUnavailable => self.counters.refused_durable += 1,
             _ => self.counters.refused_malformed += 1,
         }

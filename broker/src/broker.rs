@@ -70,6 +70,8 @@ pub struct Broker {
     pub(crate) tenure_count: u64,
     pub(crate) place_count: u64,
     pub(crate) drain: Drain,
+    /// Its log is being read.
+    pub(crate) recovering: bool,
     pub(crate) counters: Counters,
     pub(crate) started: Now,
     /// Both clocks at the start of the turn.
@@ -122,6 +124,7 @@ impl Broker {
             tenure_count: 0,
             place_count: 0,
             drain: Drain::No,
+            recovering: false,
             counters: Counters::default(),
             started: Now::default(),
             now: Now::default(),
@@ -134,6 +137,14 @@ impl Broker {
     #[must_use]
     pub fn with_log(mut self, writer: Writer) -> Self {
         self.journal = Some(Journal::new(writer));
+        self
+    }
+
+    /// Lets it begin while its log is still being read: until [`Broker::recovered`], durable requests are answered
+    /// [`Code::Recovering`](ringpost_protocol::Code::Recovering), and so is who may be known to the log.
+    #[must_use]
+    pub fn recovering(mut self) -> Self {
+        self.recovering = true;
         self
     }
 

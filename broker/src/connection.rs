@@ -55,6 +55,9 @@ impl Broker {
                 "a hello with a session's name says which instance speaks, and on which of its connections: neither is 0",
             );
         }
+        if self.may_be_in_log(&hello.session, hello.speaker) {
+            return self.refuse_as_recovering(conn);
+        }
         if self.is_late(&hello.session, hello.speaker) {
             let message =
                 "a later connection of this client has the session: this one came too late".to_owned();
@@ -87,6 +90,9 @@ impl Broker {
     }
 
     pub(crate) fn register(&mut self, conn: ConnId, register: &Register) {
+        if self.recovering && !register.session.is_empty() {
+            return self.refuse_as_recovering(conn);
+        }
         self.name_session(conn, &register.session);
         let report = |code, message| {
             let number = u64::from(register.registration);

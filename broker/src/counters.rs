@@ -75,6 +75,8 @@ counters! {
     refused_draining: "refusedDraining",
     /// Durable requests refused because there is no data directory.
     refused_durable: "refusedDurable",
+    /// Durable requests, and connections of clients that the log may know, refused because it was still being read.
+    refused_recovering: "refusedRecovering",
     /// Requests refused for their form.
     refused_malformed: "refusedMalformed",
     /// Payloads that were not JSON and met a JSON connection.

@@ -12,8 +12,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::{
     Config, Dispatch, StartError,
-    shard::{LogState, Shard},
-    storage::Storage,
+    shard::{LogAtStart, Shard},
+    storage::Recovery,
     tasks::{self, CrashWithMe},
 };
 
@@ -47,7 +47,8 @@ impl Server {
     /// ends it at once. `listening` is called when clients can connect.
     ///
     /// # Errors
-    /// [`StartError`]: it did not start.
+    /// [`StartError`]: it did not start, or its log could not be read, which with a long one is found when clients are connected
+    /// already.
     ///
     /// # Panics
     /// If the server itself panicked, which is a bug.
@@ -70,15 +71,20 @@ pub enum Ended {
     BySignal(u8),
     /// Because its log does not work any more: the disk reported an error.
     LogFailed,
+    /// Because its log could not be read, which was found only after it had begun; with the exit code of a server that does not
+    /// start for that reason.
+    LogUnusable(u8),
 }
 
 impl Ended {
-    /// The exit code of a command whose server ended so: 0, 128 and the signal's number, or 74.
+    /// The exit code of a command whose server ended so: 0, 128 and the signal's number, 74, or 65, 74 or 78 for a log that cannot
+    /// be used.
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Stopped => 0,
             Self::BySignal(number) => 128 + number,
             Self::LogFailed => 74,
+            Self::LogUnusable(code) => code,
         }
     }
 }
@@ -165,8 +171,9 @@ impl Builder {
                 match ended {
                     Ok(ended) => Some(ended),
                     Err(error) => {
-                        started.send(Err(error)).ok();
-                        None
+                        let code = error.exit_code();
+                        // Nobody waits for the start any more: it has begun, and its log turned out to be unusable.
+                        started.send(Err(error)).err().map(|_| Ended::LogUnusable(code))
                     }
                 }
             })
@@ -270,12 +277,7 @@ fn run(
     config.validate()?;
     let max_connections = max_connections(&config)?;
     let seeds = [random()?, random()?];
-    let storage = match &config.data_dir {
-        Some(directory) => {
-            Some(Storage::open(&config, directory, seeds[0], [random()?, random()?, random()?])?)
-        }
-        None => None,
-    };
+    let mut recovery = Recovery::begin(&config, seeds[0], [random()?, random()?, random()?])?;
     let ring = RingConfig { busy_poll: config.busy_poll, ..RingConfig::default() };
     ring::run(&ring, async move {
         let listeners = config
@@ -293,20 +295,28 @@ fn run(
             ),
             Control::Commands(_) => None,
         };
+        let soon = match &mut recovery {
+            Some(recovery) => recovery.soon().await,
+            None => None,
+        };
         for address in &addresses {
             tracing::info!(%address, id = config.id, "listening");
         }
         let drain_timeout = config.drain_timeout;
-        let (log, performer, lock) = match storage {
-            Some(Storage { writer, restore, highest_count, log_id, performer, lock }) => {
-                let log = LogState { writer, restore, highest_count, log_id };
-                (Some(log), Some(Rc::new(performer)), Some(lock))
-            }
-            None => (None, None, None),
+        let (log, performer) = match soon.transpose()? {
+            Some((storage, performer)) => (LogAtStart::Read(storage), Some(performer)),
+            None if recovery.is_some() => (LogAtStart::Reading, None),
+            None => (LogAtStart::None, None),
         };
         let shard = Rc::new(Shard::new(config, listeners.clone(), max_connections, seeds, log));
-        if let Some(performer) = performer {
-            ring::spawn(tasks::keep_log(shard.clone(), performer));
+        match (performer, recovery) {
+            (Some(performer), _) => {
+                ring::spawn(tasks::keep_log(shard.clone(), Rc::new(performer)));
+            }
+            (None, Some(recovery)) => {
+                ring::spawn(tasks::recover(shard.clone(), recovery));
+            }
+            (None, None) => {}
         }
         for listener in listeners {
             ring::spawn(tasks::accept(shard.clone(), listener));
@@ -328,10 +338,14 @@ fn run(
             shard.cut_all();
         }
         assert!(!crashed, "a task of the server panicked: what it left behind cannot be trusted");
-        if let Some(lock) = lock {
+        let lock = shard.lock.take();
+        if lock.is_some() {
             shard.stop_log();
             shard.log_stopped.wait().await;
-            drop(lock);
+        }
+        drop(lock);
+        if let Some(error) = shard.log_unusable.take() {
+            return Err(error.into());
         }
         tracing::info!("stopped");
         Ok(if shard.log_failed.get() { Ended::LogFailed } else { by_signal.get() })

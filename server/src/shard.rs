@@ -24,13 +24,14 @@ use ringpost_protocol::{
 };
 
 pub(crate) use self::{
-    log::LogState,
+    log::LogAtStart,
     memory::{Coming, HeldBytes, MayRead},
 };
 use crate::{
     Config,
     buffers::Buffers,
     connections::{Connection, Connections, Key, Phase, Waiting},
+    storage::{LogFiles, StorageError},
     throttle::Throttle,
 };
 
@@ -65,6 +66,10 @@ pub(crate) struct Shard {
     pub(crate) log_stopped: Event,
     /// The log does not work any more.
     pub(crate) log_failed: Cell<bool>,
+    /// The log could not be read.
+    pub(crate) log_unusable: RefCell<Option<StorageError>>,
+    /// Keeps others out of the log's directory.
+    pub(crate) lock: RefCell<Option<LogFiles>>,
 }
 
 struct State {
@@ -136,11 +141,11 @@ impl Shard {
         listeners: Vec<Listener>,
         max_connections: usize,
         seeds: [u64; 2],
-        log: Option<LogState>,
+        log: LogAtStart,
     ) -> Self {
         let [boot, hash_seed] = seeds;
         let clock = Clock::start();
-        let broker = Self::broker(&config, boot, hash_seed, log, clock.now());
+        let (broker, lock) = Self::broker(&config, boot, hash_seed, log, clock.now());
         let state = State {
             max_connections,
             boot,
@@ -176,6 +181,8 @@ impl Shard {
             log: Event::default(),
             log_stopped: Event::default(),
             log_failed: Cell::new(false),
+            log_unusable: RefCell::new(None),
+            lock: RefCell::new(lock),
         }
     }
 
@@ -436,7 +443,8 @@ mod tests {
         let mut client = ring::run(&RingConfig { entries: 8, ..RingConfig::default() }, async {
             let listener = Listener::bind(([127, 0, 0, 1], 0).into(), 8).unwrap();
             let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-            let shard = Rc::new(Shard::new(Config::default(), vec![listener.clone()], 8, [1, 2], None));
+            let shard =
+                Rc::new(Shard::new(Config::default(), vec![listener.clone()], 8, [1, 2], LogAtStart::None));
             ring::spawn(tasks::accept(shard.clone(), listener));
             ring::spawn(tasks::flush(shard.clone()));
             while shard.state.borrow().connections.len() == 0 {
@@ -456,7 +464,7 @@ mod tests {
         ring::run(&RingConfig { entries: 8, ..RingConfig::default() }, async {
             let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
             let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-            let shard = Shard::new(Config::default(), Vec::new(), 8, [1, 2], None);
+            let shard = Shard::new(Config::default(), Vec::new(), 8, [1, 2], LogAtStart::None);
             let (conn, _) = shard.admit(Stream::from_std(listener.accept().unwrap().0)).unwrap();
             let pieces = |messages| {
                 let mut buffer = BytesMut::from("{\"action\":\"ping\"}\n".repeat(messages).as_bytes());

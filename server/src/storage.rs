@@ -1,8 +1,10 @@
 //! The log's files: reading them at the start, writing them while the server runs.
 //!
-//! What is written when, and what may be relied on, decides [`Writer`]; here it is only done.
+//! What is written when, and what may be relied on, decides [`Writer`]; here it is only done. The log is read on a thread of its
+//! own, which may take its time: the server begins without it ([`Recovery`]).
 
 mod files;
+mod recovery;
 mod writing;
 
 use std::{path::Path, time::Instant};
@@ -11,10 +13,12 @@ use ringpost_broker::{
     Restore,
     log::{self, LogError, LogErrorKind, LogId, Recovered, SyncPolicy, Writer},
 };
-use ringpost_io::directory::Directory;
 
 pub use self::files::LogFiles;
-pub(crate) use self::writing::Performer;
+pub(crate) use self::{
+    recovery::{Progress, Recovery},
+    writing::Performer,
+};
 use crate::Config;
 
 /// A log that cannot be used.
@@ -60,21 +64,22 @@ pub(crate) struct Storage {
     pub(crate) highest_count: u64,
     /// The first half of the log's id.
     pub(crate) log_id: u64,
-    pub(crate) performer: Performer,
     pub(crate) lock: LogFiles,
 }
 
 impl Storage {
     /// Opens the log in a directory, or makes one there. Blocks for as long as it takes to read it.
-    pub(crate) fn open(
+    fn open(
         config: &Config,
         directory: &Path,
         boot: u64,
         random: [u64; 3],
+        progress: &Progress,
     ) -> Result<Self, StorageError> {
         let begun = Instant::now();
         let refused = |cause| StorageError::new(directory, cause);
-        let mut files = LogFiles::open(directory).map_err(|error| StorageError::new(directory, error))?;
+        let files = LogFiles::open(directory).map_err(|error| StorageError::new(directory, error))?;
+        let mut files = files.watched_by(progress.clone());
         let [one, other, seed] = random;
         let new_log = LogId((u128::from(one) | u128::from(other) << 64).to_le_bytes());
         let queue_memory = usize::try_from(config.queue_memory()).unwrap_or(usize::MAX);
@@ -97,13 +102,11 @@ impl Storage {
         };
         let mut writer = Writer::new(settings, &recovered);
         died.into_iter().for_each(|location| writer.died(location));
-        let ring = Directory::open(directory).map_err(|error| StorageError::new(directory, error))?;
         Ok(Self {
             writer,
             restore,
             highest_count: recovered.highest_count,
             log_id: u128::from_le_bytes(recovered.manifest.log.0) as u64,
-            performer: Performer::new(ring),
             lock: files,
         })
     }

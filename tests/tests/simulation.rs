@@ -65,7 +65,7 @@ fn crashes_and_restarts() {
         let failure = run(&small).expect_err("a seed replays");
         panic!("{}", report(&small, &failure));
     }
-    for ending in ["reply", "remote", "accepted", "expired", "storageFull"] {
+    for ending in ["reply", "remote", "accepted", "expired", "storageFull", "recovering"] {
         assert!(found.endings.contains_key(ending), "the seeds reach `{ending}`: {:?}", found.endings);
     }
 }

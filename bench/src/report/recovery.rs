@@ -16,7 +16,7 @@ pub(super) fn write(out: &mut dyn Write, recovery: &Recovery) -> fmt::Result {
     writeln!(out, "\n## Starting with a log\n")?;
     writeln!(
         out,
-        "From the start of the program until it listens, less what an empty log takes; records of 1 KiB of data. At least \
+        "From the start of the program until it serves durable requests too, less what an empty log takes; records of 1 KiB of data. At least \
          {MUST} GB/s after a crash of the server; from the disk it is the disk's own speed that counts.\n"
     )?;
     writeln!(out, "| the log holds | after | MiB | GB/s | reached |")?;

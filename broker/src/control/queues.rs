@@ -40,8 +40,9 @@ impl Broker {
             (_, Some("purge")) => {
                 let waiting = self.waiting_for(self.action_called(&data)?).collect::<Vec<_>>();
                 let ended = waiting.len();
-                // The last one first: none of them has its turn because those before it are gone.
-                for request in waiting.into_iter().rev() {
+                // None of them is to have its turn because those before it are gone.
+                waiting.iter().for_each(|request| self.give_up_payload(*request));
+                for request in waiting {
                     self.end_by_operator(request);
                 }
                 Ok(json!({ "ended": ended }))

@@ -2,7 +2,7 @@
 
 use ringpost_protocol::json;
 
-use crate::{Broker, Speaks};
+use crate::{Broker, Speaks, broker::Drain};
 
 impl Broker {
     /// JSON text: who this is, what there is now, and what has happened since the start.
@@ -38,6 +38,12 @@ impl Broker {
         ];
         let mut text = b"{\"serverId\":".to_vec();
         json::write_string(self.config.server_id.as_bytes(), &mut text);
+        let state = match self.drain {
+            _ if self.recovering => "recovering",
+            Drain::No => "serving",
+            Drain::Asked | Drain::Done => "draining",
+        };
+        text.extend_from_slice(format!(",\"state\":\"{state}\"").as_bytes());
         text.extend_from_slice(format!(",\"boot\":\"{:016x}\"", self.config.boot).as_bytes());
         let uptime = self.now.mono.since(self.started.mono).as_millis();
         text.extend_from_slice(format!(",\"uptimeMs\":{uptime},\"now\":").as_bytes());

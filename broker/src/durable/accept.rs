@@ -130,6 +130,9 @@ impl Broker {
                 "the server is leaving and takes no new requests: connect to another",
             );
         }
+        if self.recovering {
+            return refusal(Code::Recovering, super::RECOVERING);
+        }
         let Some(journal) = &self.journal else {
             return refusal(
                 Code::DurableUnavailable,

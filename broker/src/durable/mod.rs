@@ -21,6 +21,7 @@
 //! | `session` | coming back for it, also after the broker was away |
 //! | `reattach` | handlers that come back after a restart with what they held |
 //! | `compact` | keeping the log short |
+//! | `recovering` | the time in which the log is still being read |
 //! | `restore`, `revive` | the way back: from the records of a log to what was there before the restart |
 //!
 //! A durable request is in the same tables as a plain one, and its dispatch and delivery are the same. It differs in what
@@ -35,6 +36,7 @@ mod keys;
 mod payload;
 mod readback;
 mod reattach;
+mod recovering;
 mod restore;
 mod revive;
 mod session;
@@ -52,6 +54,7 @@ pub(crate) use self::{
     keys::Keyed,
     payload::{Payload, PayloadBytes},
     reattach::{Former, Formers},
+    recovering::MESSAGE as RECOVERING,
 };
 use crate::{Broker, log::Location, slab::Key, state::Request};
 

@@ -116,6 +116,11 @@ impl Broker {
         }
     }
 
+    /// A durable request is about to end, and with it all that wait behind it: nobody waits for its payload.
+    pub(crate) fn give_up_payload(&mut self, key: Key<Request>) {
+        self.set_payload(key, Payload::None);
+    }
+
     /// A durable request is about to leave its action's queue without having been dispatched, if it is in one.
     pub(super) fn payload_leaves_queue(&mut self, key: Key<Request>) {
         let absent = self.payload_of(key).is_absent();

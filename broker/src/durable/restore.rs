@@ -79,6 +79,12 @@ impl Restore {
         Self { most_held_bytes: queue_memory_bytes / 4 * 3, ..Self::default() }
     }
 
+    /// The names of all sessions that something is kept for.
+    pub(super) fn sessions(&self) -> BTreeSet<Bytes> {
+        let asked = self.entries.values().filter_map(|entry| entry.asked.as_ref());
+        asked.filter(|asked| !asked.session.is_empty()).map(|asked| asked.session.clone()).collect()
+    }
+
     /// Takes in the next record of the log. `died` is told of those that nobody needs any more.
     pub fn take(&mut self, at: Location, record: &Record<'_>, died: &mut dyn FnMut(Location)) {
         match record {

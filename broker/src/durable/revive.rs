@@ -73,11 +73,11 @@ fn may_come_back(former: &Former) -> bool {
 }
 
 impl Broker {
-    /// Puts everything back as the log has it: before anybody connects. `highest_count` is that of all requests that were
-    /// ever in the log: no later one has a count that came before.
+    /// Puts everything back as the log has it: before anybody connects, or by [`Broker::recovered`]. `highest_count` is that of
+    /// all requests that were ever in the log: no later one has a count that came before.
     pub fn restore(&mut self, restore: Restore, highest_count: u64, now: Now) {
         self.now = now;
-        self.request_count = restore.last_count.max(highest_count);
+        self.request_count = self.request_count.max(restore.last_count).max(highest_count);
         self.log_boot();
         let mut firsts = BTreeMap::new();
         for (count, mut entry) in restore.entries {

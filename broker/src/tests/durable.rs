@@ -6,6 +6,7 @@ mod instances;
 mod keys;
 mod memory;
 mod reattach;
+mod recovering;
 
 use ringpost_protocol::message::{OpenState, Resume, Speaker};
 

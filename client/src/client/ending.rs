@@ -138,6 +138,8 @@ impl Client {
             self.counters.lost_connections += u64::from(reason.kind() != Code::Draining);
             self.end_connection(&reason);
             self.tell(Event::Disconnected(reason.clone()));
+        } else if reason.kind() == Code::Recovering {
+            self.link.failures = 0;
         } else {
             self.link.failures += 1;
         }
@@ -170,7 +172,9 @@ impl Client {
             reason.kind(),
             Code::SessionTaken | Code::Unsupported | Code::Unauthorized | Code::Forbidden
         );
-        let wanted = if self.link.was_ready { self.config.reconnect } else { self.config.retry_initial };
+        // A server that is not ready yet is there: it is waited for as one that was.
+        let was_there = self.link.was_ready || reason.kind() == Code::Recovering;
+        let wanted = if was_there { self.config.reconnect } else { self.config.retry_initial };
         let given_up = self.config.max_reconnects.is_some_and(|max| self.link.failures > max);
         let drained = self.draining.is_some() && self.requests.len() == 0;
         if drained {

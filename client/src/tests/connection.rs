@@ -260,3 +260,25 @@ impl Rig {
         self.sent(RequestFlags::default(), token)
     }
 }
+
+/// A server that still reads its log is waited for, also at the very first try, by clients that do not try in vain: as evenly as
+/// it began. What waits for that ends at its own timeout, and goes out when the server is ready.
+#[test]
+fn a_recovering_server_is_waited_for() {
+    let mut rig = Rig::new(ClientConfig { retry_initial: false, max_reconnects: Some(2), ..config() });
+    rig.request(RequestSpec { timeout: secs(4), ..plain() }, 1);
+    rig.request(RequestSpec { timeout: secs(60), ..plain() }, 2);
+    let mut ended = Vec::new();
+    for _ in 0..10 {
+        rig.client.connected(rig.now);
+        rig.outputs();
+        let outputs = rig.receive(report(Scope::Connection, 0, Code::Recovering));
+        let delay = pause(&outputs).expect("another try");
+        assert!(delay <= ms(1200) && closed(&outputs).is_none(), "{outputs:?}");
+        let outputs = rig.pass(delay + ms(1));
+        assert!(outputs.contains(&Output::Connect), "{outputs:?}");
+        ended.extend(ends(&outputs));
+    }
+    assert_eq!(ended, [(1, Some(Code::Timeout), true)]);
+    assert_eq!(requests(&rig.connect()).len(), 1);
+}

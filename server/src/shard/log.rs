@@ -4,36 +4,71 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ringpost_broker::{
-    Broker, Input, Read, ReadId, Restore,
-    log::{Fault, Operation, OperationId, Writer},
+    Broker, Input, Read, ReadId,
+    log::{Fault, Operation, OperationId},
 };
 use ringpost_protocol::time::Now;
 
-use super::Shard;
-use crate::Config;
+use super::{Leaving, Shard};
+use crate::{
+    Config,
+    storage::{LogFiles, Storage, StorageError},
+};
 
-/// What the core is given of a log that was opened.
-pub(crate) struct LogState {
-    pub(crate) writer: Writer,
-    pub(crate) restore: Restore,
-    pub(crate) highest_count: u64,
-    pub(crate) log_id: u64,
+/// What there is of the log when the server begins.
+pub(crate) enum LogAtStart {
+    /// It has none.
+    None,
+    /// It is being read.
+    Reading,
+    /// It was read.
+    Read(Storage),
 }
+
+/// How long what is open may take when the server has to end because its log cannot be used.
+const UNUSABLE_GRACE: Duration = Duration::from_secs(1);
 
 impl Shard {
     pub(super) fn broker(
         config: &Config,
         boot: u64,
         hash_seed: u64,
-        log: Option<LogState>,
+        log: LogAtStart,
         now: Now,
-    ) -> Broker {
+    ) -> (Broker, Option<LogFiles>) {
         let mut config = config.broker(boot, hash_seed);
-        let Some(log) = log else { return Broker::new(config) };
-        config.log_id = log.log_id;
-        let mut broker = Broker::new(config).with_log(log.writer);
-        broker.restore(log.restore, log.highest_count, now);
-        broker
+        match log {
+            LogAtStart::None => (Broker::new(config), None),
+            LogAtStart::Reading => (Broker::new(config).recovering(), None),
+            LogAtStart::Read(Storage { writer, restore, highest_count, log_id, lock }) => {
+                config.log_id = log_id;
+                let mut broker = Broker::new(config).with_log(writer);
+                broker.restore(restore, highest_count, now);
+                (broker, Some(lock))
+            }
+        }
+    }
+
+    /// The log has been read while the server ran. Whether it is to be written from now on: a server that leaves takes nothing
+    /// more.
+    pub(crate) fn recovered(&self, storage: Storage) -> bool {
+        let Storage { writer, restore, highest_count, log_id, lock } = storage;
+        self.turn(|state, now| {
+            if state.leaving != Leaving::No {
+                return false;
+            }
+            state.broker.recovered(writer, log_id, restore, highest_count, now);
+            state.act(now);
+            *self.lock.borrow_mut() = Some(lock);
+            true
+        })
+    }
+
+    /// The log cannot be used, and the server has begun already: it leaves.
+    pub(crate) fn log_is_unusable(&self, error: StorageError) {
+        tracing::error!(%error, "the log cannot be used: the server ends");
+        *self.log_unusable.borrow_mut() = Some(error);
+        self.drain(UNUSABLE_GRACE);
     }
 
     /// What the log wants to have done now.

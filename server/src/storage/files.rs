@@ -9,6 +9,8 @@ use ringpost_io::{
     file_error::FileError,
 };
 
+use super::Progress;
+
 /// A directory's files.
 #[derive(Debug)]
 pub struct LogFiles {
@@ -16,6 +18,7 @@ pub struct LogFiles {
     lock: Option<Lock>,
     /// The file that was used last: recovery reads one after the other.
     last: Option<(String, File)>,
+    progress: Option<Progress>,
 }
 
 impl LogFiles {
@@ -24,7 +27,7 @@ impl LogFiles {
     /// # Errors
     /// It cannot be opened or made.
     pub fn open(directory: &Path) -> Result<Self, FileError> {
-        Ok(Self { directory: Directory::create(directory)?, lock: None, last: None })
+        Ok(Self { directory: Directory::create(directory)?, lock: None, last: None, progress: None })
     }
 
     /// Opens a directory that is there: for tools, which must not make an empty log where there is none.
@@ -32,7 +35,12 @@ impl LogFiles {
     /// # Errors
     /// It is missing, or cannot be opened.
     pub fn open_existing(directory: &Path) -> Result<Self, FileError> {
-        Ok(Self { directory: Directory::open(directory)?, lock: None, last: None })
+        Ok(Self { directory: Directory::open(directory)?, lock: None, last: None, progress: None })
+    }
+
+    /// Lets somebody see how far reading has come, who can also give it up.
+    pub(super) fn watched_by(self, progress: Progress) -> Self {
+        Self { progress: Some(progress), ..self }
     }
 
     fn file(&self, name: &str, how: Open) -> io::Result<File> {
@@ -66,6 +74,9 @@ impl Files for LogFiles {
     }
 
     fn read_at(&self, name: &str, offset: u64, into: &mut [u8]) -> io::Result<usize> {
+        if self.progress.as_ref().is_some_and(|progress| !progress.count(into.len())) {
+            return Err(io::Error::other("reading the log was given up"));
+        }
         match &self.last {
             Some((last, file)) if last == name => Ok(file.read_at(into, offset)?),
             _ => Ok(self.file(name, Open::Read)?.read_at(into, offset)?),

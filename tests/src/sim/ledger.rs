@@ -267,7 +267,7 @@ impl Asked {
                     Code::ConnectionLost | Code::Connect | Code::SessionTaken => excused,
                     Code::Timeout if durable && self.resumes => self.timeout < PATIENCE,
                     Code::NoHandler => !durable,
-                    Code::StorageFull | Code::DurableUnavailable => durable,
+                    Code::StorageFull | Code::DurableUnavailable | Code::Recovering => durable,
                     Code::Timeout | Code::Expired | Code::HandlerLost => true,
                     Code::Overloaded | Code::Draining => true,
                     _ => false,

@@ -193,6 +193,7 @@ impl Settings {
             max_disk: u64::from(segment_bytes) * rng.pick(&[4, 8, 100]),
             latency: rng.pick(&[200, 2000, 20_000]),
             queue_memory_bytes,
+            recovery: rng.pick(&[0, 0, 20_000, 2_000_000]),
             bad_reads: rng.pick(&[0, 0, 100, 500]),
         });
         self.config.queue_memory_bytes = queue_memory_bytes;

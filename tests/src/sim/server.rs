@@ -75,6 +75,8 @@ struct Connection {
 }
 
 pub(crate) const MAX_PAYLOAD: u32 = 1 << 20;
+/// The log's, as the core is told.
+pub(crate) const LOG_ID: u64 = 9;
 
 impl Server {
     pub(crate) fn new(config: Config, outbound_limit: usize, check_invariants: bool) -> Self {
@@ -102,6 +104,21 @@ impl Server {
         self.broker.restore(opened.restore, opened.highest_count, now);
         (self.model, self.durable) = (None, Some(durable));
         self
+    }
+
+    /// A server with a log, which is still to be read.
+    pub(crate) fn recovering(mut self, durable: Durable) -> Self {
+        self.broker = self.broker.recovering();
+        (self.model, self.durable) = (None, Some(durable));
+        self
+    }
+
+    /// The log has been read.
+    pub(crate) fn recovered(&mut self, now: Now) -> Result<Vec<Effect>, Violation> {
+        let Some(durable) = &mut self.durable else { return Ok(Vec::new()) };
+        let opened = durable.open(self.boot, now.mono.micros())?;
+        self.broker.recovered(opened.writer, LOG_ID, opened.restore, opened.highest_count, now);
+        self.turn(now)
     }
 
     /// Lets it keep notes.

@@ -171,6 +171,7 @@ impl<'a> World<'a> {
             | Event::Mute { .. }
             | Event::Disk { .. }
             | Event::Read { .. }
+            | Event::Recovered { .. }
             | Event::DrainOver { .. } => Owner::Server,
             Event::Dialed { process }
             | Event::ProcessTimer { process }
@@ -248,6 +249,7 @@ impl<'a> World<'a> {
             }
             Event::BrokerReturns => self.boot_server(),
             Event::Disk { boot, id } if boot == self.boot => self.disk_goes_on(id),
+            Event::Recovered { boot } if boot == self.boot => self.recovered(),
             Event::Read { boot, read } if boot == self.boot => {
                 self.at_server(|server, now| server.read_done(read, now))
             }
@@ -269,7 +271,7 @@ impl<'a> World<'a> {
             Event::Audit => self.audit(),
             Event::CloseAll => self.close_all(),
             Event::ServerTimer { .. } | Event::DrainOver { .. } | Event::BrokerDies { .. } => Ok(()),
-            Event::Disk { .. } | Event::Read { .. } => Ok(()),
+            Event::Disk { .. } | Event::Read { .. } | Event::Recovered { .. } => Ok(()),
             Event::Mute { .. } | Event::Inspect => Ok(()),
         }
     }
@@ -287,7 +289,13 @@ impl<'a> World<'a> {
         let mut rng = Rng::of(self.plan.seed, [seat as u64, place.processes, 1]);
         let party = if seat < settings.clients {
             let named = seat >= settings.unnamed;
-            let session = if named { format!("seat-{seat}-{}", place.session) } else { String::new() };
+            // Most have a name of their user's; others draw one, which no other process has.
+            let random = settings.log.is_some() && rng.chance(300);
+            let session = match (named, random) {
+                (false, _) => String::new(),
+                (true, true) => format!("{:032x}", process + 1),
+                (true, false) => format!("seat-{seat}-{}", place.session),
+            };
             let config = ClientConfig {
                 session: session.into(),
                 instance: process as u64 + 1,

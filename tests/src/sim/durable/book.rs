@@ -140,17 +140,21 @@ impl Book {
         }
     }
 
-    /// Another boot: connections, deliveries and sequences begin anew.
-    pub(super) fn begin_anew(&mut self, boot: u64) {
+    /// Another process: connections begin anew.
+    pub(super) fn process_begins(&mut self) {
         self.talkers.clear();
         self.returning.clear();
+        self.draining = false;
+    }
+
+    /// Another boot has its log: deliveries and sequences begin anew.
+    pub(super) fn begin_anew(&mut self, boot: u64) {
         let answered = std::mem::take(&mut self.answers).into_values().map(|(held, _)| held);
         let had = std::mem::take(&mut self.held).into_values().chain(answered);
         self.former.extend(had.map(|held| ((self.boot, held.delivery), held)));
         self.boot = boot;
         self.sequences.clear();
         self.begun.clear();
-        self.draining = false;
     }
 
     /// The core is told something.
@@ -386,7 +390,13 @@ impl Book {
     fn refuses(&mut self, token: u64, reply: &Reply, disk: &mut Disk, time: u64) -> Verdict {
         let refusal = matches!(
             reply.code,
-            Some(Code::StorageFull | Code::DurableUnavailable | Code::Draining | Code::Overloaded)
+            Some(
+                Code::StorageFull
+                    | Code::DurableUnavailable
+                    | Code::Draining
+                    | Code::Overloaded
+                    | Code::Recovering
+            )
         );
         let seen = disk.seen()?;
         self.learn(seen);

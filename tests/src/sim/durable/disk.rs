@@ -64,6 +64,8 @@ pub(crate) struct Disk {
     /// How many reads were not what is there.
     bad_reads: u64,
     last_crash: Crash,
+    /// The process that uses it has read the log.
+    opened: bool,
     rng: Rng,
     /// What was read since the last change of what is synced, or seen.
     synced: Option<View>,
@@ -80,6 +82,7 @@ impl Disk {
             failed: false,
             bad_reads: 0,
             last_crash: Crash::Stopped,
+            opened: false,
             rng,
             synced: None,
             seen: None,
@@ -201,6 +204,11 @@ impl Disk {
         self.twin.kill();
         // However the process ended behind a failed sync, what that should have made stable is lost.
         let crash = if self.failed && crash == Crash::Killed { Crash::SyncFailed } else { crash };
+        // One that had not read the log yet has left it as it was.
+        let crash = match (std::mem::take(&mut self.opened), crash) {
+            (false, Crash::Stopped | Crash::Killed) => self.last_crash,
+            (_, crash) => crash,
+        };
         if crash == Crash::PowerLost {
             self.lose_power();
         }
@@ -243,7 +251,7 @@ impl Disk {
         let config = Config { segment_bytes, max_disk, sync, boot, seed: self.rng.next() };
         let mut writer = Writer::new(config, &recovered);
         died.into_iter().for_each(|location| writer.died(location));
-        (self.synced, self.seen) = (None, None);
+        (self.synced, self.seen, self.opened) = (None, None, true);
         Ok(Opened { writer, restore, highest_count: recovered.highest_count })
     }
 
@@ -254,13 +262,16 @@ impl Disk {
 
     /// Lets the disk be full, or have space again.
     pub(crate) fn fill(&mut self, full: bool) {
+        let full = full && self.opened;
         let names = self.twin.list().unwrap_or_default();
         let used = names.iter().filter_map(|name| self.twin.length(name).ok()).sum();
         self.twin.set_capacity(full.then_some(used));
     }
 
-    /// The next sync fails.
+    /// The next sync fails, unless the log is still being read: that would keep the server from starting.
     pub(crate) fn fail_sync(&mut self) {
-        self.twin.fail(Call::Sync, 0, std::io::ErrorKind::Other);
+        if self.opened {
+            self.twin.fail(Call::Sync, 0, std::io::ErrorKind::Other);
+        }
     }
 }

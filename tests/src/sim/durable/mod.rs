@@ -44,6 +44,8 @@ pub struct LogSettings {
     pub latency: u64,
     /// Bytes of payloads that are held in memory.
     pub queue_memory_bytes: usize,
+    /// How long it takes to read it at a start, in microseconds: 0 if it has been read before anybody is served.
+    pub recovery: u64,
     /// Thousandths of reads, while the server runs, that bring something else than what is there, or nothing.
     pub bad_reads: u64,
 }
@@ -61,6 +63,11 @@ impl Durable {
             disk: Disk::new(settings.clone(), Rng::of(seed, [0xd15c, 0, 0])),
             book: Book::new(settings.policy),
         }
+    }
+
+    /// A server's process begins.
+    pub(crate) fn begin(&mut self) {
+        self.book.process_begins();
     }
 
     /// Reads the log as a starting server does; what was promised must be there.

@@ -89,6 +89,10 @@ pub(crate) enum Event {
         boot: u64,
         id: OperationId,
     },
+    /// A starting server has read its log.
+    Recovered {
+        boot: u64,
+    },
     /// A read of the log comes to its end.
     Read {
         boot: u64,

@@ -7,7 +7,7 @@ use crate::sim::{
     durable::Crash,
     network::End,
     rules::{Verdict, ensure},
-    server::Server,
+    server::{LOG_ID, Server},
 };
 
 /// How long a leaving server waits for its log at most.
@@ -22,17 +22,33 @@ impl World<'_> {
         let now = self.server_clock();
         let settings = &self.plan.settings;
         let mut config = ringpost_broker::Config { boot: self.boot, ..settings.config.clone() };
-        config.log_id = if self.durable.is_some() { 9 } else { 0 };
+        config.log_id = if self.durable.is_some() { LOG_ID } else { 0 };
         let mut server = Server::new(config, settings.outbound_limit, self.plan.check_invariants);
         server = server.traced(self.plan.trace);
         if let Some(mut durable) = self.durable.take() {
-            let opened = durable.open(self.boot, now.mono.micros())?;
-            server = server.with_log(durable, opened, now);
+            durable.begin();
+            let takes = settings.log.as_ref().map_or(0, |log| log.recovery);
+            server = if takes == 0 {
+                let opened = durable.open(self.boot, now.mono.micros())?;
+                server.with_log(durable, opened, now)
+            } else {
+                let boot = self.boot;
+                self.plan_at(self.now + takes, Event::Recovered { boot });
+                server.recovering(durable)
+            };
         }
         self.server = Some(server);
         (self.leaving, self.server_timer, self.stopping_until) = (false, None, None);
         (self.booted_at, self.ledger.server_leaves) = (self.now, false);
         self.at_server(|server, now| server.turn(now))
+    }
+
+    /// The log was read while others were served. A server that leaves takes nothing more.
+    pub(super) fn recovered(&mut self) -> Verdict {
+        if self.leaving {
+            return Ok(());
+        }
+        self.at_server(|server, now| server.recovered(now))
     }
 
     /// The server's process is gone, and with it all that it knew: its system ends the connections.
