@@ -304,7 +304,7 @@ fn run(
         }
         let drain_timeout = config.drain_timeout;
         let (log, performer) = match soon.transpose()? {
-            Some((storage, performer)) => (LogAtStart::Read(storage), Some(performer)),
+            Some((storage, performer)) => (LogAtStart::Read(Box::new(storage)), Some(performer)),
             None if recovery.is_some() => (LogAtStart::Reading, None),
             None => (LogAtStart::None, None),
         };

@@ -116,14 +116,13 @@ async fn write(shard: Rc<Shard>, conn: ConnId, stream: Stream, wake: Rc<Event>) 
 /// Waits for the log that is being read, and hands it to the core.
 pub(crate) async fn recover(shard: Rc<Shard>, mut recovery: Recovery) {
     let _crash = CrashWithMe(shard.clone());
-    match recovery.finished().await {
-        Some(Ok((storage, performer))) => {
-            if shard.recovered(storage) {
-                ring::spawn(keep_log(shard.clone(), Rc::new(performer)));
-            }
-        }
-        Some(Err(error)) => shard.log_is_unusable(error),
-        None => {}
+    let Some(read) = recovery.finished().await else { return };
+    let (storage, performer) = match read {
+        Ok(read) => read,
+        Err(error) => return shard.log_is_unusable(error),
+    };
+    if shard.recovered(storage) {
+        ring::spawn(keep_log(shard.clone(), Rc::new(performer)));
     }
 }
 

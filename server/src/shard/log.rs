@@ -22,7 +22,7 @@ pub(crate) enum LogAtStart {
     /// It is being read.
     Reading,
     /// It was read.
-    Read(Storage),
+    Read(Box<Storage>),
 }
 
 /// How long what is open may take when the server has to end because its log cannot be used.
@@ -40,7 +40,8 @@ impl Shard {
         match log {
             LogAtStart::None => (Broker::new(config), None),
             LogAtStart::Reading => (Broker::new(config).recovering(), None),
-            LogAtStart::Read(Storage { writer, restore, highest_count, log_id, lock }) => {
+            LogAtStart::Read(storage) => {
+                let Storage { writer, restore, highest_count, log_id, lock } = *storage;
                 config.log_id = log_id;
                 let mut broker = Broker::new(config).with_log(writer);
                 broker.restore(restore, highest_count, now);

@@ -111,7 +111,7 @@ fn what_ends_while_it_is_read() {
         let purge = br#"{"op":"purge","action":"sum"}"#;
         request.content = Content::from_parts(b"$sys.queues", b"", b"", purge);
     });
-    assert_eq!(&logged.replies(operator)[0].content.payload()[..], br#"{"ended":38}"#);
+    assert_eq!(logged.replies(operator)[0].content.payload(), br#"{"ended":38}"#);
     assert_eq!(dispatched(&mut logged, handler), []);
     assert_eq!(bytes(&logged), (0, 0));
 }
