@@ -199,8 +199,8 @@ fn the_defaults_are_true() {
         .collect();
     assert_eq!(
         settings.len(),
-        rows.len() - 2,
-        "all but max-connections and data-dir, which have no fixed one"
+        rows.len() - 3,
+        "all but max-connections, data-dir and queue-memory, which have no fixed one"
     );
     assert_eq!(Config::from_toml_text(&settings.join("\n")).unwrap(), Config::default());
 }
