@@ -11,7 +11,7 @@ use ringpost_io::{
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::{
-    Config, Dispatch, StartError,
+    Config, Dispatch, Listen, ListenerKind, StartError,
     shard::{LogState, Shard},
     storage::Storage,
     tasks::{self, CrashWithMe},
@@ -104,10 +104,16 @@ impl Builder {
         self
     }
 
-    /// Where to listen; port 0 takes a free one, see [`Handle::address`].
+    /// Where to listen; port 0 takes a free one, see [`Handle::address`]. Connections are secure where the server has keys.
     #[must_use]
-    pub fn listen(mut self, addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
-        self.config.listen = addresses.into_iter().collect();
+    pub fn listen(self, addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
+        self.listen_on(addresses.into_iter().map(Listen::from))
+    }
+
+    /// The same, each with what its connections have to be.
+    #[must_use]
+    pub fn listen_on(mut self, listens: impl IntoIterator<Item = Listen>) -> Self {
+        self.config.listen = listens.into_iter().collect();
         self
     }
 
@@ -255,7 +261,7 @@ fn run(
 ) -> Result<Ended, StartError> {
     config.validate()?;
     let max_connections = max_connections(&config)?;
-    let seeds = [random()?, random()?];
+    let seeds = [random()?, random()?, random()?];
     let storage = match &config.data_dir {
         Some(directory) => {
             Some(Storage::open(&config, directory, seeds[0], [random()?, random()?, random()?])?)
@@ -267,7 +273,7 @@ fn run(
         let listeners = config
             .listen
             .iter()
-            .map(|address| Listener::bind(*address, BACKLOG))
+            .map(|listen| Listener::bind(listen.address, BACKLOG))
             .collect::<Result<Vec<_>, _>>()?;
         let addresses = listeners.iter().map(Listener::local_addr).collect::<Result<Vec<_>, _>>();
         let addresses =
@@ -279,8 +285,11 @@ fn run(
             ),
             Control::Commands(_) => None,
         };
-        for address in &addresses {
-            tracing::info!(%address, id = config.id, "listening");
+        let has_keys = !config.keys.is_empty();
+        let secure: Vec<_> = config.listen.iter().map(|listen| listen.kind.is_secure(has_keys)).collect();
+        for (listen, address) in config.listen.iter().zip(&addresses) {
+            tracing::info!(%address, id = config.id, secure = listen.kind.is_secure(has_keys), "listening");
+            warn_if_open(listen, *address, has_keys);
         }
         let drain_timeout = config.drain_timeout;
         let (log, performer, lock) = match storage {
@@ -294,8 +303,8 @@ fn run(
         if let Some(performer) = performer {
             ring::spawn(tasks::keep_log(shard.clone(), performer));
         }
-        for listener in listeners {
-            ring::spawn(tasks::accept(shard.clone(), listener));
+        for (listener, secure) in listeners.into_iter().zip(secure) {
+            ring::spawn(tasks::accept(shard.clone(), listener, secure));
         }
         ring::spawn(tasks::flush(shard.clone()));
         ring::spawn(tasks::keep_time(shard.clone()));
@@ -351,6 +360,19 @@ async fn heed(shard: Rc<Shard>, mut signals: Signals, grace: Duration, ended: Rc
                 shard.drain(grace);
             }
         }
+    }
+}
+
+/// Whoever can reach a plain listener can do everything: beyond this machine that is said, unless somebody wrote that it
+/// is meant.
+fn warn_if_open(listen: &Listen, address: SocketAddr, has_keys: bool) {
+    let open = listen.kind == ListenerKind::Auto && !listen.kind.is_secure(has_keys);
+    if open && !address.ip().to_canonical().is_loopback() {
+        tracing::warn!(
+            %address,
+            "everybody who can reach this address can use this server, for there is no key: give it one \
+             (--secure-key-file FILE), listen on 127.0.0.1, or write `--listen {address},plain` if that is meant"
+        );
     }
 }
 

@@ -11,7 +11,7 @@ use super::{
 /// What the model wants to know of an input.
 pub(crate) fn heard(input: &Input) -> Heard {
     match input {
-        Input::Opened { conn, speaks } => Heard::Opened { conn: *conn, speaks: *speaks },
+        Input::Opened { conn, speaks, .. } => Heard::Opened { conn: *conn, speaks: *speaks },
         Input::HalfClosed { conn } => Heard::HalfClosed { conn: *conn },
         Input::Closed { conn } => Heard::Closed { conn: *conn },
         Input::Clogged { conn } => Heard::Clogged { conn: *conn, clogged: true },

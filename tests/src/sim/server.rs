@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::BytesMut;
-use ringpost_broker::{Broker, Config, ConnId, Input, Output, RefusalCause, Speaks, log::OperationId};
+use ringpost_broker::{
+    Broker, Config, ConnId, Identity, Input, Output, RefusalCause, Speaks, log::OperationId,
+};
 use ringpost_protocol::{
     Content, Outgoing,
     dialect::{Decoded, Dialect, ServerCodec},
@@ -212,7 +214,7 @@ impl Server {
             Ok(Decoded::Opened(dialect)) => {
                 connection.known = true;
                 let speaks = if dialect == Dialect::Json { Speaks::Json } else { Speaks::Binary };
-                Some(Input::Opened { conn, speaks })
+                Some(Input::Opened { conn, speaks, identity: Identity::default() })
             }
             Ok(Decoded::Message(message)) => {
                 connection.greeted = true;
@@ -325,7 +327,8 @@ impl Server {
             content: Content::from_parts(b"$sys.stats", b"", b"", b""),
             ..Request::default()
         };
-        self.broker.handle(Input::Opened { conn, speaks: Speaks::Binary }, now);
+        self.broker
+            .handle(Input::Opened { conn, speaks: Speaks::Binary, identity: Identity::default() }, now);
         for message in [ClientMessage::Hello(Hello::default()), ClientMessage::Request(request)] {
             self.broker.handle(Input::Message { conn, message }, now);
         }
