@@ -47,6 +47,10 @@ pub enum PlantedBug {
     AcceptanceLost,
     /// The outcome of a durable request is sent again after it was acknowledged.
     OutcomeReplayed,
+    /// What a connection may not ask is asked all the same.
+    ForbiddenAsked,
+    /// Everybody is told of all receivers.
+    ReceiversShown,
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -197,6 +197,10 @@ impl Broker {
     /// [`Granted::limits_requests`].
     #[cold]
     pub(crate) fn forbids_requesting(&self, conn: ConnId, action: &[u8]) -> Option<(Code, String)> {
+        #[cfg(feature = "planted-bugs")]
+        if self.config.is_planted(crate::PlantedBug::ForbiddenAsked) {
+            return None;
+        }
         if self.permissions(conn).is_none_or(|permissions| permissions.may_request(action)) {
             return None;
         }

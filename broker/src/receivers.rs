@@ -139,6 +139,8 @@ impl Broker {
     }
 
     fn receivers_text(&mut self, permissions: Option<&Permissions>) -> Bytes {
+        #[cfg(feature = "planted-bugs")]
+        let permissions = permissions.filter(|_| !self.config.is_planted(crate::PlantedBug::ReceiversShown));
         let names = self.receivers.names.take().unwrap_or_else(|| {
             let handled = self.actions.iter().filter(|(_, action)| !action.handlers.is_empty());
             let mut names: Vec<_> = handled.map(|(_, action)| action.name.clone()).collect();

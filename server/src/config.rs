@@ -12,7 +12,7 @@ use ringpost_protocol::limits::{
 };
 use serde::Deserialize;
 
-use crate::{Listen, ListenerKind, Network, keys::KeyConfig, units};
+use crate::{Listen, ListenerKind, Network, key_config::KeyConfig, units};
 
 /// How the next handler of an action is chosen among those that have credit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]

@@ -42,7 +42,7 @@ mod buffers;
 mod config;
 mod connections;
 mod error;
-mod keys;
+mod key_config;
 mod listen;
 mod network;
 mod server;
@@ -55,7 +55,7 @@ pub mod units;
 
 pub use config::{Config, ConfigError, Dispatch, Durable, Sync};
 pub use error::StartError;
-pub use keys::KeyConfig;
+pub use key_config::KeyConfig;
 pub use listen::{Listen, ListenError, ListenerKind, parse_listen, parse_listens};
 pub use network::{Network, NetworkError};
 pub use server::{Builder, Crashed, Ended, Handle, LEAST_OPEN_FILES, Server};

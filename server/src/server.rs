@@ -366,14 +366,22 @@ async fn heed(shard: Rc<Shard>, mut signals: Signals, grace: Duration, ended: Rc
 /// Whoever can reach a plain listener can do everything: beyond this machine that is said, unless somebody wrote that it
 /// is meant.
 fn warn_if_open(listen: &Listen, address: SocketAddr, has_keys: bool) {
-    let open = listen.kind == ListenerKind::Auto && !listen.kind.is_secure(has_keys);
-    if open && !address.ip().to_canonical().is_loopback() {
-        tracing::warn!(
-            %address,
-            "everybody who can reach this address can use this server, for there is no key: give it one \
-             (--secure-key-file FILE), listen on 127.0.0.1, or write `--listen {address},plain` if that is meant"
-        );
+    if is_open(listen, has_keys) {
+        tracing::warn!("{}", open_warning(address));
     }
+}
+
+/// Whether others than this machine's own can use a listener without a key, and nobody has written that they may.
+fn is_open(listen: &Listen, has_keys: bool) -> bool {
+    let unsaid = listen.kind == ListenerKind::Auto && !listen.kind.is_secure(has_keys);
+    unsaid && !listen.address.ip().to_canonical().is_loopback()
+}
+
+fn open_warning(address: SocketAddr) -> String {
+    format!(
+        "everybody who can reach {address} can use this server, for it has no key: give it one (--secure-key-file FILE), \
+         listen on 127.0.0.1, or write `--listen {address},plain` if that is meant"
+    )
 }
 
 /// How many connections may be there at once: as configured, or as many as descriptors are allowed.
@@ -419,6 +427,28 @@ fn random() -> Result<u64, StartError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A listener that others can reach without a key is warned of, with what to do, unless it is written that it is meant.
+    #[test]
+    fn open_listeners_are_warned_of() {
+        for (text, has_keys, open) in [
+            ("127.0.0.1:1", false, false),
+            ("[::1]:1", false, false),
+            ("[::ffff:127.0.0.1]:1", false, false),
+            ("0.0.0.0:1", false, true),
+            ("[::]:1", false, true),
+            ("192.0.2.1:1", false, true),
+            ("192.0.2.1:1", true, false),
+            ("192.0.2.1:1,plain", false, false),
+            ("192.0.2.1:1,plain", true, false),
+        ] {
+            assert_eq!(is_open(&text.parse().unwrap(), has_keys), open, "{text}, keys: {has_keys}");
+        }
+        let warning = open_warning(([192, 0, 2, 1], 8888).into());
+        for remedy in ["--secure-key-file", "127.0.0.1", "--listen 192.0.2.1:8888,plain"] {
+            assert!(warning.contains(remedy), "{warning}");
+        }
+    }
 
     /// A low limit is shared between connections and the rest; the lowest leaves one connection.
     #[test]

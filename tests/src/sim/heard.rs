@@ -54,6 +54,7 @@ fn heard_message(conn: ConnId, message: &ClientMessage) -> Heard {
                 max_attempts: u32::from(request.max_attempts),
                 timeout: std::time::Duration::from_millis(u64::from(request.timeout_ms)),
                 bytes: request.content.len(),
+                forbidden: false,
             },
         },
         ClientMessage::Cancel(Target::Number(number)) => {

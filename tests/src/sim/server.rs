@@ -1,6 +1,9 @@
 //! The broker's core behind the server's codec, driven as the server drives it, with the model listening.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
 use bytes::BytesMut;
 use ringpost_broker::{
@@ -19,6 +22,7 @@ use serde_json::Value;
 use super::{
     durable::{Durable, Opened, Stepped},
     heard::heard,
+    limits::{Judge, Limits},
     model::{Heard, Model},
     rules::{Verdict, Violation},
 };
@@ -54,12 +58,15 @@ pub(crate) struct Server {
     told: VecDeque<(u64, Heard, Time)>,
     /// Outputs taken so far.
     taken: u64,
+    judge: Judge,
     /// What was said by both sides since it was last looked at, if anybody wants to know.
     pub(crate) notes: Option<Vec<String>>,
 }
 
 struct Connection {
     link: usize,
+    /// What it may do, if not everything.
+    limits: Option<Arc<Limits>>,
     codec: ServerCodec,
     received: BytesMut,
     outgoing: Outgoing,
@@ -92,6 +99,7 @@ impl Server {
             parser: Parser::new(),
             told: VecDeque::new(),
             taken: 0,
+            judge: Judge::default(),
             notes: None,
         }
     }
@@ -171,7 +179,7 @@ impl Server {
         self.broker.log().is_none_or(|log| log.stable() == log.appended() && log.failed().is_none())
     }
 
-    pub(crate) fn accept(&mut self, link: usize) {
+    pub(crate) fn accept(&mut self, link: usize, limits: Option<Arc<Limits>>) {
         let conn = self.free.pop().unwrap_or_else(|| {
             self.next += 1;
             ConnId(self.next - 1)
@@ -179,6 +187,7 @@ impl Server {
         self.by_link.insert(link, conn);
         let connection = Connection {
             link,
+            limits,
             codec: ServerCodec::new(self.boot, MAX_PAYLOAD),
             received: BytesMut::new(),
             outgoing: Outgoing::new(),
@@ -214,7 +223,10 @@ impl Server {
             Ok(Decoded::Opened(dialect)) => {
                 connection.known = true;
                 let speaks = if dialect == Dialect::Json { Speaks::Json } else { Speaks::Binary };
-                Some(Input::Opened { conn, speaks, identity: Identity::default() })
+                let limits = connection.limits.clone();
+                let identity = Limits::identity(limits.as_ref());
+                self.judge.opened(conn, limits);
+                Some(Input::Opened { conn, speaks, identity })
             }
             Ok(Decoded::Message(message)) => {
                 connection.greeted = true;
@@ -353,7 +365,15 @@ impl Server {
     /// Tells the core, and notes what for the model.
     fn tell(&mut self, input: Input, now: Now) {
         let at = self.taken + self.broker.pending_outputs() as u64;
-        self.told.push_back((at, heard(&input), now.mono));
+        let mut heard = heard(&input);
+        if self.judge.forbids(&input) {
+            match &mut heard {
+                Heard::Asked { asked, .. } => asked.forbidden = true,
+                // The model knows nothing of it: what is refused does not count.
+                other => *other = Heard::Other,
+            }
+        }
+        self.told.push_back((at, heard, now.mono));
         if let Some(notes) = &mut self.notes
             && !matches!(input, Input::Logged | Input::Heard { .. })
         {
@@ -377,6 +397,7 @@ impl Server {
             if let Some(notes) = &mut self.notes {
                 notes.push(format!("    says {output:?}"));
             }
+            self.judge.said(&output)?;
             if let Some(model) = &mut self.model {
                 model.said(&output)?;
             }
