@@ -58,6 +58,10 @@ impl Broker {
                 "a hello with a session's name says which instance speaks, and on which of its connections: neither is 0",
             );
         }
+        if let Some(message) = self.forbids_session(conn, &hello.session) {
+            self.refuse_connection(conn, Code::Forbidden, message);
+            return self.end_connection(conn);
+        }
         if self.is_late(&hello.session, hello.speaker) {
             let message =
                 "a later connection of this client has the session: this one came too late".to_owned();
@@ -90,11 +94,15 @@ impl Broker {
     }
 
     pub(crate) fn register(&mut self, conn: ConnId, register: &Register) {
-        self.name_session(conn, &register.session);
         let report = |code, message| {
             let number = u64::from(register.registration);
             ServerMessage::Error(ErrorReport { scope: Scope::Registration, number, code, message })
         };
+        if let Some(message) = self.forbids_session(conn, &register.session) {
+            self.counters.refused_registrations += 1;
+            return self.send(conn, report(Code::Forbidden, message));
+        }
+        self.name_session(conn, &register.session);
         if let Err(error) = check_own_name(&register.action) {
             self.counters.refused_registrations += 1;
             let code = if error == NameError::Reserved { Code::ReservedName } else { Code::Malformed };

@@ -169,6 +169,13 @@ impl Granted {
         Self { limits_requests: permissions.as_ref().is_some_and(limits), permissions }
     }
 
+    /// Whether a session of theirs may become one of ours: what waits in it was asked with their permissions.
+    fn may_take_from(&self, theirs: &Self) -> bool {
+        let Some(ours) = &self.permissions else { return true };
+        let equal = |theirs: &Arc<Permissions>| Arc::ptr_eq(ours, theirs) || ours == theirs;
+        ours.role == Role::Admin || theirs.permissions.as_ref().is_some_and(equal)
+    }
+
     pub(crate) fn role(&self) -> Option<Role> {
         self.permissions.as_ref().map(|permissions| permissions.role)
     }
@@ -182,6 +189,20 @@ impl Granted {
 impl Broker {
     fn permissions(&self, conn: ConnId) -> Option<&Permissions> {
         self.connection(conn)?.granted.permissions.as_deref()
+    }
+
+    /// Why this connection may not have the session of that name, if it may not: one with other permissions has it, or had it
+    /// last.
+    pub(crate) fn forbids_session(&self, conn: ConnId, name: &Bytes) -> Option<String> {
+        let session = self.session_by_name.get(name).filter(|_| !name.is_empty())?;
+        let owner = self.sessions.get(*session)?.owner.as_ref()?;
+        if self.connection(conn)?.granted.may_take_from(owner) {
+            return None;
+        }
+        let name = String::from_utf8_lossy(name);
+        Some(format!(
+            "the session `{name}` belongs to a key that may do other things than this one: choose another name"
+        ))
     }
 
     /// Why this connection may not register the action, if it may not.

@@ -80,6 +80,8 @@ pub(crate) struct Session {
     pub(crate) linger: Option<TimerId>,
     /// Of the open requests, those that are durable.
     pub(crate) durable: usize,
+    /// What the connection may do that has it, or had it last. `None` after a restart.
+    pub(crate) owner: Option<Granted>,
     /// Its client takes the outcomes of earlier processes, too.
     pub(crate) heir: bool,
     pub(crate) epoch: u64,

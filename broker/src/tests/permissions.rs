@@ -196,3 +196,41 @@ fn connections_show_who_they_are() {
     );
     assert_eq!((&list[1]["address"], &list[1]["role"]), (&Value::Null, &Value::Null));
 }
+
+/// A session cannot be had by who may do other things than its owner: not by a hello, nor under a name that is given with a
+/// registration; nor does its owner lose it by such a try. Keys with the same permissions share their sessions, and an admin may
+/// have all.
+#[test]
+fn sessions_are_not_taken_across_permissions() {
+    let other = || Arc::new(Permissions { request: only(&["sum"]), ..Permissions::default() });
+    let everything = || Identity { address: None, permissions: None };
+    let with = |permissions| Identity { address: None, permissions: Some(permissions) };
+    let mut stage = Stage::new(Config::default());
+    let mut come = |stage: &mut Stage, identity: Identity, session: &'static str, instance: u64| {
+        let conn = ConnId(stage.connections);
+        stage.connections += 1;
+        stage.input(Input::Opened { conn, speaks: Speaks::Binary, identity });
+        stage.say(conn, hello(session, instance, 1));
+        match stage.take(conn).swap_remove(0) {
+            ServerMessage::Welcome(_) => None,
+            ServerMessage::Error(report) => Some((report.scope, report.code)),
+            message => panic!("{message:?}"),
+        }
+    };
+    let forbidden = Some((Scope::Connection, Code::Forbidden));
+    assert_eq!(come(&mut stage, with(limited()), "mine", 1), None);
+    assert_eq!(come(&mut stage, with(other()), "mine", 2), forbidden);
+    assert_eq!(stage.closed.pop(), Some((ConnId(1), CloseReason::Refused(Code::Forbidden))));
+    assert!(stage.closed.is_empty(), "its owner still has it");
+    let json = stage.connect_as(Speaks::Json, with(other()));
+    let register = Register { registration: 0, credit: 1, action: "a".into(), session: "mine".into() };
+    stage.say(json, ClientMessage::Register(register));
+    let refused = |message: &ServerMessage| matches!(message, ServerMessage::Error(report) if report.code == Code::Forbidden);
+    assert!(matches!(&stage.take(json)[..], [message] if refused(message)));
+    assert_eq!(come(&mut stage, with(limited()), "mine", 3), None, "another key with the same permissions");
+    let admin = Permissions { role: Role::Admin, ..Permissions::default() };
+    assert_eq!(come(&mut stage, with(Arc::new(admin)), "mine", 4), None);
+    assert_eq!(come(&mut stage, with(limited()), "mine", 5), forbidden, "it is the admin's now");
+    assert_eq!(come(&mut stage, everything(), "mine", 6), None);
+    assert_eq!(come(&mut stage, with(limited()), "", 7), None, "no name, no session to take");
+}

@@ -388,7 +388,13 @@ impl Book {
     fn refuses(&mut self, token: u64, reply: &Reply, disk: &mut Disk, time: u64) -> Verdict {
         let refusal = matches!(
             reply.code,
-            Some(Code::StorageFull | Code::DurableUnavailable | Code::Draining | Code::Overloaded)
+            Some(
+                Code::StorageFull
+                    | Code::DurableUnavailable
+                    | Code::Draining
+                    | Code::Overloaded
+                    | Code::Forbidden
+            )
         );
         let seen = disk.seen()?;
         self.learn(seen);
