@@ -73,14 +73,14 @@ pub(crate) struct Judge {
     limits: BTreeMap<ConnId, Arc<Limits>>,
     /// Requests that must not be delivered, by their token.
     forbidden: BTreeSet<u64>,
-    /// Registrations that must be refused.
-    refused: BTreeSet<(ConnId, u64)>,
+    /// How many registrations under a number must yet be refused: in JSON all have the number 0.
+    refused: BTreeMap<(ConnId, u64), usize>,
 }
 
 impl Judge {
     /// A connection opens.
     pub(crate) fn opened(&mut self, conn: ConnId, limits: Option<Arc<Limits>>) {
-        self.refused.retain(|(refused, _)| *refused != conn);
+        self.refused.retain(|(refused, _), _| *refused != conn);
         match limits {
             Some(limits) => self.limits.insert(conn, limits),
             None => self.limits.remove(&conn),
@@ -100,12 +100,9 @@ impl Judge {
             }
             ClientMessage::Register(register) => {
                 let allowed = limits.may_handle(&String::from_utf8_lossy(&register.action));
-                let number = (*conn, u64::from(register.registration));
-                if allowed {
-                    self.refused.remove(&number)
-                } else {
-                    self.refused.insert(number)
-                };
+                if !allowed {
+                    *self.refused.entry((*conn, register.registration.into())).or_default() += 1;
+                }
                 !allowed
             }
             _ => false,
@@ -126,19 +123,24 @@ impl Judge {
                 ensure!(!forbidden, Forbidden, "{token:?} is delivered, and may not be asked: {deliver:?}");
             }
             ServerMessage::Receivers(list) => {
-                let names: Vec<String> = serde_json::from_slice(list).unwrap_or_default();
+                let names: Vec<String> = serde_json::from_slice(list).expect("a list of names is JSON");
                 let hidden = names.iter().find(|name| limits.is_some_and(|limits| !limits.may_request(name)));
                 ensure!(hidden.is_none(), Forbidden, "{conn} is shown {hidden:?}, which it may not ask");
             }
             ServerMessage::Registered { registration } => {
-                let refused = self.refused.contains(&(*conn, u64::from(*registration)));
+                let refused = self.refused.contains_key(&(*conn, u64::from(*registration)));
                 ensure!(!refused, Forbidden, "{conn} may not have registration {registration}");
             }
             ServerMessage::Error(report)
                 if report.scope == Scope::Registration && report.code == Code::Forbidden =>
             {
-                let right = self.refused.contains(&(*conn, report.number));
-                ensure!(right, Forbidden, "{conn} may register that: {report:?}");
+                let left = self.refused.get(&(*conn, report.number)).copied().unwrap_or_default();
+                ensure!(left > 0, Forbidden, "{conn} may register that: {report:?}");
+                if left == 1 {
+                    self.refused.remove(&(*conn, report.number));
+                } else {
+                    self.refused.insert((*conn, report.number), left - 1);
+                }
             }
             _ => {}
         }
