@@ -26,7 +26,7 @@ impl Broker {
         debug_assert!(self.connections[index].is_none(), "{conn} was closed before its number is used again");
         self.connections[index] = Some(Connection {
             speaks,
-            address: identity.address,
+            address: identity.address.take(),
             granted: Granted::new(identity.permissions.take()),
             count: self.counters.connections_opened,
             session: None,

@@ -3,7 +3,7 @@
 //! The driver gives a connection its permissions when it opens, and they stay as they are. Without any (a server without
 //! keys) everything is allowed, and nothing here is looked at.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
 use ringpost_protocol::Code;
@@ -13,8 +13,8 @@ use crate::{Broker, ConnId};
 /// Who is on the other side of a connection, as far as the driver knows.
 #[derive(Debug, Clone, Default)]
 pub struct Identity {
-    /// Where it comes from, as `$sys.connections` shows it.
-    pub address: Option<std::net::SocketAddr>,
+    /// Where it comes from, as `$sys.connections` shows it. Boxed: every [`Input`](crate::Input) has room for an identity.
+    pub address: Option<Box<SocketAddr>>,
     /// What it may do; `None` for everything. Connections of one key share theirs: then they share lists of receivers too.
     pub permissions: Option<Arc<Permissions>>,
 }

@@ -31,7 +31,7 @@ pub(crate) type Table<K, V> = HashMap<K, V, SeedableRandomState>;
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) speaks: Speaks,
-    pub(crate) address: Option<SocketAddr>,
+    pub(crate) address: Option<Box<SocketAddr>>,
     pub(crate) granted: Granted,
     /// The how-manieth it is. Its number is another's once it is closed; this is not.
     pub(crate) count: u64,

@@ -185,7 +185,7 @@ fn lists_are_forgotten() {
 #[test]
 fn connections_show_who_they_are() {
     let mut stage = Stage::new(Config::default());
-    let address = Some("192.0.2.7:40000".parse().unwrap());
+    let address = Some(Box::new("192.0.2.7:40000".parse().unwrap()));
     stage.connect_as(Speaks::Json, Identity { address, permissions: Some(limited()) });
     let asker = stage.connect(Speaks::Binary);
     let (code, list) = stage.asks(asker, 1, "$sys.connections").unwrap();

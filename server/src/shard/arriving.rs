@@ -156,8 +156,10 @@ impl State {
             Dialect::Json => Speaks::Json,
         };
         tracing::debug!(%conn, address = %connection.address, ?speaks, "opened");
-        let identity =
-            Identity { address: Some(connection.address), permissions: connection.permissions.clone() };
+        let identity = Identity {
+            address: Some(connection.address.into()),
+            permissions: connection.permissions.clone(),
+        };
         self.broker.handle(Input::Opened { conn, speaks, identity }, now);
         true
     }
