@@ -206,7 +206,7 @@ fn sessions_are_not_taken_across_permissions() {
     let everything = || Identity { address: None, permissions: None };
     let with = |permissions| Identity { address: None, permissions: Some(permissions) };
     let mut stage = Stage::new(Config::default());
-    let mut come = |stage: &mut Stage, identity: Identity, session: &'static str, instance: u64| {
+    let come = |stage: &mut Stage, identity: Identity, session: &'static str, instance: u64| {
         let conn = ConnId(stage.connections);
         stage.connections += 1;
         stage.input(Input::Opened { conn, speaks: Speaks::Binary, identity });
