@@ -32,6 +32,7 @@ impl Broker {
         self.counters.requests += 1;
         let Some(connection) = self.connection(conn) else { return };
         let (speaks, Some(session_key)) = (connection.speaks, connection.session) else { return };
+        let limited = connection.granted.limits_requests;
         let Some(mut session) = self.sessions.get_mut(session_key) else { return };
         if !session.caught_up {
             self.begin_anew(session_key);
@@ -55,7 +56,7 @@ impl Broker {
         if self.config.durable_all && asked.becomes_durable() {
             asked.flags = asked.flags.with(RequestFlags::DURABLE).with(RequestFlags::MADE_DURABLE);
         }
-        match self.admit(asked) {
+        match self.admit(limited.then_some(conn), asked) {
             Ok(Admission::Plain(action)) => self.accept(conn, session_key, action, speaks, behind, asked),
             Ok(Admission::Durable) => self.accept_durable(conn, session_key, speaks, asked),
             Err(Refusal::Internal) => self.answer_control(conn, session_key, speaks, asked),
@@ -63,9 +64,16 @@ impl Broker {
         }
     }
 
-    /// Whether a request may come in, and the action that it is for.
-    fn admit(&self, asked: &Asked) -> Result<Admission, Refusal> {
+    /// Whether a request may come in, and the action that it is for. `limited`: its connection, if that may not ask for
+    /// everything.
+    fn admit(&self, limited: Option<ConnId>, asked: &Asked) -> Result<Admission, Refusal> {
         let name = asked.content.name();
+        // Before it can be told what there is, and what state that is in. The server's own actions have a rule of their own.
+        if let Some(conn) = limited.filter(|_| !name.starts_with(b"$sys."))
+            && let Some((code, message)) = self.forbids_requesting(conn, name)
+        {
+            return Err(Refusal::Error(code, message));
+        }
         if !asked.content.headers().is_empty() && !asked.flags.has(RequestFlags::DURABLE) {
             self.check_plain_key(asked.content.headers())
                 .map_err(|(code, message)| Refusal::Error(code, message))?;
@@ -298,6 +306,7 @@ impl Broker {
             Code::Draining => self.counters.refused_draining += 1,
             Code::Recovering => self.counters.refused_recovering += 1,
             Code::DurableUnavailable => self.counters.refused_durable += 1,
+            Code::Forbidden => self.counters.refused_forbidden += 1,
             _ => self.counters.refused_malformed += 1,
         }
         let content = Content::from_payload(message);

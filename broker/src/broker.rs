@@ -160,7 +160,7 @@ impl Broker {
         match &mut input {
             Input::Message { conn, message } => self.message(*conn, message),
             Input::Heard { conn } => self.heard(*conn),
-            Input::Opened { conn, speaks } => self.opened(*conn, *speaks),
+            Input::Opened { conn, speaks, identity } => self.opened(*conn, *speaks, identity),
             Input::HalfClosed { conn } => self.half_closed(*conn),
             Input::Closed { conn } => self.closed(*conn),
             Input::Undeliverable { conn, message } => self.undeliverable(*conn, message),

@@ -49,6 +49,10 @@ pub enum PlantedBug {
     OutcomeReplayed,
     /// A request that is only in the log is copied forward as it is in memory: without its payload.
     MovedUnread,
+    /// What a connection may not ask is asked all the same.
+    ForbiddenAsked,
+    /// Everybody is told of all receivers.
+    ReceiversShown,
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -7,16 +7,17 @@ use ringpost_protocol::{
 };
 
 use crate::{
-    Broker, CloseReason, ConnId, Output, Speaks,
+    Broker, CloseReason, ConnId, Identity, Output, Speaks,
     broker::Drain,
     durable::Journal,
+    permissions::Granted,
     session::Entry,
     slab::Key,
     state::{Connection, Handler, Request, RequestState, Timer},
 };
 
 impl Broker {
-    pub(crate) fn opened(&mut self, conn: ConnId, speaks: Speaks) {
+    pub(crate) fn opened(&mut self, conn: ConnId, speaks: Speaks, identity: &mut Identity) {
         self.counters.connections_opened += 1;
         let index = conn.0 as usize;
         if self.connections.len() <= index {
@@ -25,6 +26,8 @@ impl Broker {
         debug_assert!(self.connections[index].is_none(), "{conn} was closed before its number is used again");
         self.connections[index] = Some(Connection {
             speaks,
+            address: identity.address.take(),
+            granted: Granted::new(identity.permissions.take()),
             count: self.counters.connections_opened,
             session: None,
             handlers: Vec::new(),
@@ -54,6 +57,10 @@ impl Broker {
                 conn,
                 "a hello with a session's name says which instance speaks, and on which of its connections: neither is 0",
             );
+        }
+        if let Some(message) = self.forbids_session(conn, &hello.session) {
+            self.refuse_connection(conn, Code::Forbidden, message);
+            return self.end_connection(conn);
         }
         if self.may_be_in_log(&hello.session, hello.speaker) {
             return self.refuse_as_recovering(conn);
@@ -93,16 +100,24 @@ impl Broker {
         if self.recovering && !register.session.is_empty() {
             return self.refuse_as_recovering(conn);
         }
-        self.name_session(conn, &register.session);
         let report = |code, message| {
             let number = u64::from(register.registration);
             ServerMessage::Error(ErrorReport { scope: Scope::Registration, number, code, message })
         };
+        if let Some(message) = self.forbids_session(conn, &register.session) {
+            self.counters.refused_registrations += 1;
+            return self.send(conn, report(Code::Forbidden, message));
+        }
+        self.name_session(conn, &register.session);
         if let Err(error) = check_own_name(&register.action) {
             self.counters.refused_registrations += 1;
             let code = if error == NameError::Reserved { Code::ReservedName } else { Code::Malformed };
             let name = String::from_utf8_lossy(&register.action);
             return self.send(conn, report(code, format!("`{name}` cannot be registered: {error}")));
+        }
+        if let Some(message) = self.forbids_handling(conn, &register.action) {
+            self.counters.refused_registrations += 1;
+            return self.send(conn, report(Code::Forbidden, message));
         }
         let credit = if register.credit == 0 { self.config.default_credit } else { register.credit };
         if let Some(handler) = self.registration(conn, register.registration, &register.action) {

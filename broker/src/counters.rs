@@ -77,11 +77,13 @@ counters! {
     refused_durable: "refusedDurable",
     /// Durable requests, and connections of clients that the log may know, refused because it was still being read.
     refused_recovering: "refusedRecovering",
+    /// Requests refused because their connection's key may not ask for that.
+    refused_forbidden: "refusedForbidden",
     /// Requests refused for their form.
     refused_malformed: "refusedMalformed",
     /// Payloads that were not JSON and met a JSON connection.
     undeliverable: "undeliverable",
-    /// Registrations refused: a bad name, or too many of them.
+    /// Registrations refused: a bad name, too many of them, or a key that may not.
     refused_registrations: "refusedRegistrations",
     /// Connections since the start.
     connections_opened: "connectionsOpened",
@@ -94,6 +96,12 @@ counters! {
     connections_unreadable: "connectionsUnreadable",
     /// Connections turned away because there were as many as may be.
     connections_surplus: "connectionsSurplus",
+    /// Connections turned away because so many others had not said who they are (`--max-unauthenticated`).
+    connections_crowded: "connectionsCrowded",
+    /// Connections turned away because so many others from their address had not (`--max-unauthenticated-per-address`).
+    connections_crowded_address: "connectionsCrowdedAddress",
+    /// Connections closed because they did not begin with a PROXY header, and should have (`--proxy-from`).
+    connections_unproxied: "connectionsUnproxied",
     /// Connections closed because they said nothing whole in their first seconds.
     connections_mute: "connectionsMute",
     /// Connections closed because they did not read what they were sent (`--outbound-limit`).
@@ -125,6 +133,9 @@ impl Counters {
         *match cause {
             RefusalCause::Unreadable => &mut self.connections_unreadable,
             RefusalCause::Surplus => &mut self.connections_surplus,
+            RefusalCause::Crowded => &mut self.connections_crowded,
+            RefusalCause::CrowdedAddress => &mut self.connections_crowded_address,
+            RefusalCause::Unproxied => &mut self.connections_unproxied,
             RefusalCause::Mute => &mut self.connections_mute,
             RefusalCause::Slow => &mut self.connections_slow,
             RefusalCause::Starved => &mut self.connections_starved,

@@ -8,7 +8,7 @@ use ringpost_protocol::{
     message::{ClientMessage, ServerMessage},
 };
 
-use crate::log::SegmentNumber;
+use crate::{Identity, log::SegmentNumber};
 
 /// A connection, as the driver numbers it. A number may be used again once its [`Input::Closed`] was handled and all
 /// outputs were taken that waited then.
@@ -39,6 +39,8 @@ pub enum Input {
         conn: ConnId,
         /// Its dialect.
         speaks: Speaks,
+        /// Who it is, and what it may do from now on.
+        identity: Identity,
     },
     /// A client said something.
     Message {
@@ -116,6 +118,12 @@ pub enum RefusalCause {
     Unreadable,
     /// There are as many connections as may be.
     Surplus,
+    /// So many connections had not said who they are that it was left to chance whether this one may try.
+    Crowded,
+    /// Its address had as many such connections as it may have.
+    CrowdedAddress,
+    /// It came from a network whose connections begin with a PROXY header, and that was missing or broken.
+    Unproxied,
     /// It said nothing whole in its first seconds.
     Mute,
     /// It does not read what it is sent.

@@ -5,12 +5,12 @@
 //! through the same one again.
 //!
 //! ```
-//! use ringpost_broker::{Broker, Config, ConnId, Input, Output, Speaks};
+//! use ringpost_broker::{Broker, Config, ConnId, Identity, Input, Output, Speaks};
 //! use ringpost_protocol::{message::{ClientMessage, Hello}, time::Now};
 //!
 //! let mut broker = Broker::new(Config { boot: 7, ..Config::default() });
 //! let (conn, now) = (ConnId(0), Now::default());
-//! broker.handle(Input::Opened { conn, speaks: Speaks::Binary }, now);
+//! broker.handle(Input::Opened { conn, speaks: Speaks::Binary, identity: Identity::default() }, now);
 //! broker.handle(Input::Message { conn, message: ClientMessage::Hello(Hello::default()) }, now);
 //! assert!(matches!(broker.poll_output(), Some(Output::Send { conn: ConnId(0), .. })));
 //! ```
@@ -29,6 +29,7 @@
 //! |---|---|
 //! | [`Broker`] (`broker`) | the entry points, and the order in which things are done |
 //! | `connection` | who is connected, and what they register |
+//! | `permissions` | what a connection may handle, ask, and know |
 //! | `session` | a client across its connections: what is open, which outcomes are kept for it |
 //! | `accept` | the checks and defaults that turn a client's request into a living one |
 //! | `dispatch` | actions, their handlers and queues: who gets the next request |
@@ -55,6 +56,7 @@ mod durable;
 mod interface;
 mod invariants;
 pub mod log;
+mod permissions;
 mod receivers;
 mod session;
 mod slab;
@@ -70,3 +72,4 @@ pub use config::{Config, Policy};
 pub use counters::Counters;
 pub use durable::Restore;
 pub use interface::{CloseReason, ConnId, Input, Output, Read, ReadId, RefusalCause, Speaks, Unreadable};
+pub use permissions::{Allowed, BadPattern, Identity, Names, Permissions, Role};

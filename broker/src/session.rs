@@ -178,6 +178,7 @@ impl Broker {
     pub(crate) fn enter_session(&mut self, conn: ConnId, name: &Bytes, speaker: Speaker) -> Entry {
         self.take_from_other(name);
         let speaks = self.connection(conn).map(|connection| connection.speaks);
+        let owner = self.connection(conn).map(|connection| connection.granted.clone());
         let key = match self.session_by_name.get(name).copied() {
             Some(key) => key,
             None => self.new_session(name, speaks == Some(Speaks::Binary)),
@@ -189,6 +190,7 @@ impl Broker {
             return Entry { epoch: 1, tenure: 0, next_number: 1 };
         };
         session.conn = Some(conn);
+        session.owner = owner;
         // Its name may have been a JSON client's before.
         session.outlives = speaks == Some(Speaks::Binary) && !name.is_empty();
         session.returns = session.epoch > 0 && session.speaker.instance == speaker.instance;
@@ -225,6 +227,7 @@ impl Broker {
             away: false,
             linger: None,
             durable: 0,
+            owner: None,
             heir: false,
             epoch: 0,
             next_number: 1,

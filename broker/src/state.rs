@@ -7,7 +7,10 @@
 //!                                                   ^────────────── queue ───────────────────────┘
 //! ```
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
+};
 
 use bytes::Bytes;
 use foldhash::fast::SeedableRandomState;
@@ -18,7 +21,9 @@ use ringpost_protocol::{
     time::{Now, Time, TimerId},
 };
 
-use crate::{ConnId, Speaks, dispatch::Ready, durable::Durable, session::Outcomes, slab::Key};
+use crate::{
+    ConnId, Speaks, dispatch::Ready, durable::Durable, permissions::Granted, session::Outcomes, slab::Key,
+};
 
 /// Tables keyed from outside are hashed with a seed that nobody outside knows.
 pub(crate) type Table<K, V> = HashMap<K, V, SeedableRandomState>;
@@ -26,6 +31,8 @@ pub(crate) type Table<K, V> = HashMap<K, V, SeedableRandomState>;
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) speaks: Speaks,
+    pub(crate) address: Option<Box<SocketAddr>>,
+    pub(crate) granted: Granted,
     /// The how-manieth it is. Its number is another's once it is closed; this is not.
     pub(crate) count: u64,
     /// There from the start in JSON, from the hello on in binary.
@@ -73,6 +80,8 @@ pub(crate) struct Session {
     pub(crate) linger: Option<TimerId>,
     /// Of the open requests, those that are durable.
     pub(crate) durable: usize,
+    /// What the connection may do that has it, or had it last. `None` after a restart.
+    pub(crate) owner: Option<Granted>,
     /// Its client takes the outcomes of earlier processes, too.
     pub(crate) heir: bool,
     pub(crate) epoch: u64,

@@ -5,6 +5,7 @@ mod control;
 mod corners;
 mod durable;
 mod json;
+mod permissions;
 mod promises;
 mod sessions;
 
@@ -19,7 +20,7 @@ use ringpost_protocol::{
     time::{Now, Time},
 };
 
-use crate::{Broker, CloseReason, Config, ConnId, Input, Output, Policy, Read, Speaks, Unreadable};
+use crate::{Broker, CloseReason, Config, ConnId, Identity, Input, Output, Policy, Read, Speaks, Unreadable};
 
 /// A broker, a clock, and what it said to whom. Invariants are checked after each step.
 struct Stage {
@@ -99,9 +100,13 @@ impl Stage {
     }
 
     fn connect(&mut self, speaks: Speaks) -> ConnId {
+        self.connect_as(speaks, Identity::default())
+    }
+
+    fn connect_as(&mut self, speaks: Speaks, identity: Identity) -> ConnId {
         let conn = ConnId(self.connections);
         self.connections += 1;
-        self.input(Input::Opened { conn, speaks });
+        self.input(Input::Opened { conn, speaks, identity });
         if speaks == Speaks::Binary {
             self.say(conn, ClientMessage::Hello(Hello::default()));
         }
@@ -715,7 +720,7 @@ fn a_slow_message_is_no_silence() {
 fn session_taken() {
     let mut stage = Stage::new(Config::default());
     for (conn, connection) in [(ConnId(10), 1), (ConnId(11), 2)] {
-        stage.input(Input::Opened { conn, speaks: Speaks::Binary });
+        stage.input(Input::Opened { conn, speaks: Speaks::Binary, identity: Identity::default() });
         stage.say(conn, hello("me", 1, connection));
     }
     assert!(matches!(&stage.take(ConnId(11))[..], [ServerMessage::Welcome(welcome)] if welcome.epoch == 2));
@@ -743,7 +748,7 @@ fn drain() {
 fn broken_rules() {
     let mut stage = Stage::new(Config::default());
     let conn = ConnId(9);
-    stage.input(Input::Opened { conn, speaks: Speaks::Binary });
+    stage.input(Input::Opened { conn, speaks: Speaks::Binary, identity: Identity::default() });
     stage.request(conn, 1, |_| {});
     assert!(
         matches!(&stage.take(conn)[..], [ServerMessage::Error(report)] if report.code == Code::Malformed)

@@ -93,6 +93,8 @@ const ACTIONS: &[Column] = &[
 ];
 const CONNECTIONS: &[Column] = &[
     ("NUMBER", "connection"),
+    ("ADDRESS", "address"),
+    ("ROLE", "role"),
     ("DIALECT", "dialect"),
     ("OPEN", "openRequests"),
     ("HOLDS", "holds"),

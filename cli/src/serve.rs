@@ -1,13 +1,13 @@
 //! `ringpost serve`: a server in this process.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use clap::{
     ArgMatches, Args,
     builder::{PossibleValuesParser, TypedValueParser},
     parser::ValueSource,
 };
-use ringpost_server::{Config, ConfigError, Dispatch, Durable, Server, Sync, parse_listen};
+use ringpost_server::{Config, ConfigError, Dispatch, Durable, Listen, Network, Server, Sync, parse_listens};
 
 use crate::{
     args::{duration, size},
@@ -20,6 +20,8 @@ Examples:
   ringpost serve
   ringpost serve --listen 127.0.0.1:8888 --listen '[::1]:8888' --id server1
   ringpost serve --listen 127.0.0.1:0                    takes a free port
+  ringpost serve --listen 10.0.0.5:8888,plain            open to all who can reach it, and meant
+  ringpost serve --listen 10.0.0.5:8888 --proxy-from 10.0.0.9
   ringpost serve --config ringpost.toml --max-payload 1MiB
 
 For each address a line `listening on ADDRESS:PORT` is printed to standard output when clients \
@@ -53,15 +55,19 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "NAME", env = "RINGPOST_ID")]
     id: Option<String>,
 
-    /// Where to listen; may be given several times, and port 0 takes a free one [default: 127.0.0.1:8888]
+    /// Where to listen; may be given several times, and port 0 takes a free one. Without a word behind it: secure where
+    /// there are keys, else plain [default: 127.0.0.1:8888]
     #[arg(
         long,
-        value_name = "HOST:PORT",
+        value_name = "HOST:PORT[,secure|,plain]",
         env = "RINGPOST_LISTEN",
-        value_delimiter = ',',
-        value_parser = parse_listen
+        value_parser = |text: &str| parse_listens(text).map(Listens)
     )]
-    listen: Vec<SocketAddr>,
+    listen: Vec<Listens>,
+
+    /// Networks of balancers (ADDRESS/BITS), from which connections begin with a PROXY header of version 2 [default: none]
+    #[arg(long, value_name = "NETWORK", env = "RINGPOST_PROXY_FROM", value_delimiter = ',')]
+    proxy_from: Vec<Network>,
 
     /// How a handler is chosen: one after the other, or the one that holds the fewest requests [default: round-robin]
     #[arg(
@@ -90,6 +96,14 @@ pub(crate) struct ServeArgs {
     /// Connections at once [default: 50000, or what the limit of open files allows]
     #[arg(long, value_name = "N", env = "RINGPOST_MAX_CONNECTIONS")]
     max_connections: Option<usize>,
+
+    /// Connections at once that have not said who they are; from half of it on chance decides who comes in [default: 4096]
+    #[arg(long, value_name = "N", env = "RINGPOST_MAX_UNAUTHENTICATED")]
+    max_unauthenticated: Option<usize>,
+
+    /// The same from one address, or from one /64 of IPv6, but not from --proxy-from [default: 512]
+    #[arg(long, value_name = "N", env = "RINGPOST_MAX_UNAUTHENTICATED_PER_ADDRESS")]
+    max_unauthenticated_per_address: Option<usize>,
 
     /// Actions that one connection may handle [default: 1024]
     #[arg(long, value_name = "N", env = "RINGPOST_MAX_ACTIONS")]
@@ -201,6 +215,10 @@ pub(crate) struct ServeArgs {
     parent: Option<u32>,
 }
 
+/// What one flag or the variable says: it may be several.
+#[derive(Debug, Clone)]
+struct Listens(Vec<Listen>);
+
 /// Runs the command. The matches tell by what a value was said.
 pub(crate) fn run(args: &ServeArgs, matches: Option<&ArgMatches>) -> Outcome {
     if let Some(parent) = args.parent {
@@ -228,13 +246,20 @@ impl ServeArgs {
             None => Config::default(),
         };
         replace(&mut config.id, self.id.clone());
-        replace(&mut config.listen, Some(self.listen.clone()).filter(|listen| !listen.is_empty()));
+        let listens: Vec<Listen> = self.listen.iter().flat_map(|listens| listens.0.clone()).collect();
+        replace(&mut config.listen, Some(listens).filter(|listens| !listens.is_empty()));
+        replace(
+            &mut config.proxy_from,
+            Some(self.proxy_from.clone()).filter(|networks| !networks.is_empty()),
+        );
         replace(&mut config.dispatch, self.dispatch);
         replace(&mut config.dispatch_interval, self.dispatch_interval);
         replace(&mut config.max_payload, self.max_payload);
         replace(&mut config.queue_limit, self.queue_limit);
         replace(&mut config.queue_limit_bytes, self.queue_limit_bytes);
         replace(&mut config.max_connections, self.max_connections.map(Some));
+        replace(&mut config.max_unauthenticated, self.max_unauthenticated);
+        replace(&mut config.max_unauthenticated_per_address, self.max_unauthenticated_per_address);
         replace(&mut config.max_actions, self.max_actions);
         replace(&mut config.max_ttl, self.max_ttl);
         replace(&mut config.default_timeout, self.default_timeout);
@@ -321,13 +346,14 @@ mod tests {
     #[test]
     fn all_flags() {
         let config = settings(
-            "ringpost serve --id a --listen 127.0.0.1:1 --listen [::1]:2,127.0.0.1:3 --dispatch least-busy \
+            "ringpost serve --id a --listen 127.0.0.1:1 --listen [::1]:2,plain,127.0.0.1:3 --dispatch least-busy \
              --dispatch-interval 1ms --max-payload 1KiB --queue-limit 1 --queue-limit-bytes 200KiB --max-connections 3 \
              --max-actions 4 --max-ttl 5s --default-timeout 6s --outbound-limit 7MiB --handshake-timeout 8s \
              --ping-interval 9s --drain-timeout 10s --leg-queue-limit 11 --stuck-after 12s --session-linger 13s \
              --max-sessions-away 14 --outcome-limit 15KiB --memory 16MiB --queue-memory 5MiB --busy-poll 60us --data-dir d \
              --sync interval:17s --segment-size 18MiB --max-disk 190MiB --handle-timeout 20s --dead-ttl 21s --dead-limit 22 \
-             --idempotency-limit 23 --reattach 24s --durable all"
+             --idempotency-limit 23 --reattach 24s --durable all --proxy-from 10.0.0.0/8,::1 --max-unauthenticated 25 \
+             --max-unauthenticated-per-address 26"
                 .split_whitespace()
                 .collect::<Vec<_>>()
                 .join(" ")
@@ -337,7 +363,7 @@ mod tests {
         let mut expected = Config::default();
         expected.id = "a".to_owned();
         expected.listen =
-            ["127.0.0.1:1", "[::1]:2", "127.0.0.1:3"].map(|text| text.parse().unwrap()).to_vec();
+            ["127.0.0.1:1", "[::1]:2,plain", "127.0.0.1:3"].map(|text| text.parse().unwrap()).to_vec();
         expected.dispatch = Dispatch::LeastBusy;
         expected.dispatch_interval = Duration::from_millis(1);
         (expected.max_payload, expected.queue_limit, expected.queue_limit_bytes) = (1024, 1, 200 << 10);
@@ -355,12 +381,15 @@ mod tests {
         (expected.idempotency_limit, expected.reattach) = (23, seconds(24));
         expected.queue_memory = Some(5 << 20);
         expected.durable = Durable::All;
+        expected.proxy_from = ["10.0.0.0/8", "::1"].map(|text| text.parse().unwrap()).to_vec();
+        (expected.max_unauthenticated, expected.max_unauthenticated_per_address) = (25, 26);
         (expected.data_dir, expected.sync) = (Some("d".into()), Sync::Interval(seconds(17)));
         (expected.segment_size, expected.max_disk) = (18 << 20, 190 << 20);
         assert_eq!(config, expected);
     }
 
-    /// No setting of the file is without a flag and a variable: an unknown key's error lists them all.
+    /// No setting of the file is without a flag and a variable: an unknown key's error lists them all. But for what each
+    /// secure key may do: that is too much for a flag.
     #[test]
     fn every_key_has_a_flag() {
         let error = Config::from_toml_text("no-such-key = 1").unwrap_err().to_string();
@@ -369,7 +398,7 @@ mod tests {
         assert!(keys.len() > 10, "{error}");
         let command = Cli::command();
         let serve = command.find_subcommand("serve").unwrap();
-        for key in keys {
+        for key in keys.into_iter().filter(|key| *key != "key") {
             let argument = serve.get_arguments().find(|argument| argument.get_long() == Some(key));
             let variable = format!("RINGPOST_{}", key.to_uppercase().replace('-', "_"));
             assert_eq!(argument.unwrap().get_env().unwrap(), variable.as_str());

@@ -52,6 +52,8 @@ pub struct ServerCodec {
 #[derive(Debug)]
 enum Speaks {
     NotKnownYet,
+    /// The binary dialect, before its first message: nothing long is expected.
+    Greeting(FrameReader),
     Binary(FrameReader),
     Json(json::Decoder),
     Http,
@@ -68,7 +70,7 @@ impl ServerCodec {
     /// The dialect, once it is known.
     pub fn dialect(&self) -> Option<Dialect> {
         match self.speaks {
-            Speaks::Binary(_) => Some(Dialect::Binary),
+            Speaks::Binary(_) | Speaks::Greeting(_) => Some(Dialect::Binary),
             Speaks::Json(_) => Some(Dialect::Json),
             _ => None,
         }
@@ -100,6 +102,7 @@ impl ServerCodec {
             Speaks::Json(decoder) => {
                 Ok(decoder.decode(parser, buffer)?.map_or(Decoded::NeedMore, Decoded::Message))
             }
+            Speaks::Greeting(_) => self.greet(buffer),
             _ => self.open(buffer, out),
         }
     }
@@ -108,7 +111,7 @@ impl ServerCodec {
     /// JSON object, whose length nobody tells, as many again as there are. A hint for the size of the next read.
     pub fn missing(&self, buffer: &[u8]) -> usize {
         match &self.speaks {
-            Speaks::Binary(reader) => reader.missing(buffer),
+            Speaks::Binary(reader) | Speaks::Greeting(reader) => reader.missing(buffer),
             Speaks::Json(_) => buffer.len(),
             _ => 0,
         }
@@ -129,7 +132,7 @@ impl ServerCodec {
         out: &mut Outgoing,
     ) -> Result<(), NotJson> {
         match &self.speaks {
-            Speaks::Binary(_) => frame::encode_server(message, out),
+            Speaks::Binary(_) | Speaks::Greeting(_) => frame::encode_server(message, out),
             Speaks::Json(decoder) => {
                 let context = json::Context { boot: self.boot, wall_ms, lines: decoder.lines() };
                 json::encode(message, &context, parser, out)?;
@@ -148,7 +151,9 @@ impl ServerCodec {
             message: error.message.clone().into_owned(),
         };
         let lines = match &self.speaks {
-            Speaks::Binary(_) => return frame::encode_server(&ServerMessage::Error(report), out),
+            Speaks::Binary(_) | Speaks::Greeting(_) => {
+                return frame::encode_server(&ServerMessage::Error(report), out);
+            }
             Speaks::Http => return out.tail().extend_from_slice(http_refusal(&report.message).as_bytes()),
             Speaks::Tls => return out.tail().extend_from_slice(&TLS_ALERT),
             Speaks::Json(decoder) => decoder.lines(),
@@ -157,6 +162,19 @@ impl ServerCodec {
         let context = json::Context { boot: self.boot, wall_ms: 0, lines };
         let written = json::encode(&ServerMessage::Error(report), &context, parser, out);
         debug_assert_eq!(written, Ok(()), "an error report has no content that could fail to be JSON");
+    }
+
+    /// Takes the first message. Until it is there nobody knows who sends it, so its frame is not as long as a payload may be.
+    #[cold]
+    fn greet(&mut self, buffer: &mut BytesMut) -> Result<Decoded, WireError> {
+        let Speaks::Greeting(reader) = &self.speaks else { return Ok(Decoded::NeedMore) };
+        while let Some(frame) = reader.next(buffer)? {
+            if let Some(message) = frame::decode_client(frame)? {
+                self.speaks = Speaks::Binary(FrameReader::new(self.max_payload));
+                return Ok(Decoded::Message(message));
+            }
+        }
+        Ok(Decoded::NeedMore)
     }
 
     /// Looks at the first bytes.
@@ -202,7 +220,7 @@ impl ServerCodec {
     /// From here on frames are spoken. Version 1 is the lowest there is, so it is what both sides have.
     fn answer(&mut self, out: &mut Outgoing) {
         out.tail().extend_from_slice(&Preface::plain().encode());
-        self.speaks = Speaks::Binary(FrameReader::new(self.max_payload));
+        self.speaks = Speaks::Greeting(FrameReader::greeting());
     }
 
     /// Finds out who has come to the wrong port, to answer in their language.
@@ -362,6 +380,18 @@ mod tests {
         assert!(heard(1 << 16)[2].contains("Request"));
         let refused = heard((1 << 16) + 1);
         assert!(refused[2].contains("TooLarge") && refused[2].contains("--max-payload"), "{refused:?}");
+    }
+
+    /// The first frame is a hello, however long payloads may be: a longer one is refused by its header alone.
+    #[test]
+    fn the_first_frame_is_short() {
+        let mut bytes = Preface::plain().encode().to_vec();
+        bytes.extend_from_slice(&200_000_u32.to_le_bytes());
+        bytes.extend_from_slice(&[0x05, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+        let mut side = Side { codec: ServerCodec::new(7, 1 << 20), ..Side::new() };
+        let mut heard = Vec::new();
+        assert!(!side.feed(&bytes, &mut heard));
+        assert!(heard[1].contains("TooLarge") && heard[1].contains("hello"), "{heard:?}");
     }
 
     /// Whoever wants a secure connection is told in frames that there is no key here.

@@ -3,6 +3,7 @@
 //! * [`message`]: what is said, as types. The cores know only these.
 //! * [`frame`]: the binary dialect, which the SDKs speak. [`json`]: the one that anything can speak.
 //! * [`dialect`]: the server's side of a connection: which of the two it is, and the codec for it.
+//! * [`proxy`]: what a balancer says in front of it.
 //! * [`Content`]: the variable parts of a message, as spans of the buffer they came in. [`Outgoing`]: what waits to be
 //!   sent.
 //! * [`Code`]: the table of errors. [`limits`]: every bound. [`time`]: points in time and the timer wheel, for cores
@@ -22,6 +23,7 @@ pub mod limits;
 pub mod message;
 mod outgoing;
 mod pinned;
+pub mod proxy;
 pub mod time;
 
 pub use code::{Code, Status};

@@ -51,10 +51,10 @@ impl Server {
     /// # Errors
     /// As [`Server::start`].
     pub async fn start_with(mut config: Config) -> Result<Self, StartError> {
-        config.listen = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
+        config.listen = vec![SocketAddr::from(([127, 0, 0, 1], 0)).into()];
         let handle = listen(config.clone()).await?;
         let address = handle.address();
-        config.listen = vec![address];
+        config.listen = vec![address.into()];
         Ok(Self { config, address: address.to_string(), handle: Some(handle) })
     }
 

@@ -12,7 +12,7 @@ use ringpost_protocol::limits::{
 };
 use serde::Deserialize;
 
-use crate::{listen, units};
+use crate::{Listen, ListenerKind, Network, key_config::KeyConfig, units};
 
 /// How the next handler of an action is chosen among those that have credit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -119,10 +119,16 @@ impl<'de> Deserialize<'de> for Sync {
 pub struct Config {
     /// The server's own name, told to clients; 1 to 255 bytes. Default `ringpost`.
     pub id: String,
-    /// Where to listen; port 0 takes a free one. In a file as [`parse_listen`](crate::parse_listen) reads it. Default
-    /// `127.0.0.1:8888`.
-    #[serde(deserialize_with = "listen::deserialize")]
-    pub listen: Vec<SocketAddr>,
+    /// Where to listen; port 0 takes a free one. In a file as [`Listen`] is read: `HOST:PORT`, `HOST:PORT,secure` or
+    /// `HOST:PORT,plain`; without a word it is secure where there are keys. Default `127.0.0.1:8888`.
+    pub listen: Vec<Listen>,
+    /// The keys that connections may use, and what may be done with each: in a file a table `[[key]]`. Default: none, and
+    /// everybody who can connect may do everything.
+    #[serde(rename = "key")]
+    pub keys: Vec<KeyConfig>,
+    /// Networks of balancers: connections from them begin with a header of the PROXY protocol, version 2, and count as
+    /// coming from the address that it names. Default: none.
+    pub proxy_from: Vec<Network>,
     /// How handlers are chosen. Default round-robin.
     pub dispatch: Dispatch,
     /// The least time between two dispatches. Default 0: none.
@@ -138,6 +144,12 @@ pub struct Config {
     pub queue_limit_bytes: u64,
     /// Connections at once. Default: 50000, or what the limit of open files allows if that is less.
     pub max_connections: Option<usize>,
+    /// Connections at once that have not said who they are: no whole first message, no handshake. From half of it on it is
+    /// left to chance, more and more, who may come in. Default 4096.
+    pub max_unauthenticated: usize,
+    /// The same for those from one address (of IPv6: from one /64), but not for addresses in `proxy-from`: behind those, it
+    /// is the address that is told that counts. Default 512.
+    pub max_unauthenticated_per_address: usize,
     /// Actions that one connection may register. Default 1024.
     pub max_actions: usize,
     /// The longest ttl and timeout: longer ones are cut to it. Default 7 days.
@@ -224,13 +236,17 @@ impl Default for Config {
         let broker = ringpost_broker::Config::default();
         Self {
             id: broker.server_id,
-            listen: vec![SocketAddr::from(([127, 0, 0, 1], DEFAULT_PORT))],
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], DEFAULT_PORT)).into()],
+            keys: Vec::new(),
+            proxy_from: Vec::new(),
             dispatch: Dispatch::default(),
             dispatch_interval: broker.dispatch_interval,
             max_payload: u64::from(DEFAULT_MAX_PAYLOAD_BYTES),
             queue_limit: broker.queue_limit,
             queue_limit_bytes: broker.queue_limit_bytes as u64,
             max_connections: None,
+            max_unauthenticated: 4096,
+            max_unauthenticated_per_address: 512,
             max_actions: broker.max_actions,
             max_ttl: broker.max_ttl,
             default_timeout: broker.default_timeout,
@@ -373,7 +389,18 @@ impl Config {
         check("max-connections", self.max_connections.unwrap_or(1), self.max_connections != Some(0), || {
             "at least 1".into()
         })?;
-        check("max-actions", self.max_actions, self.max_actions > 0, || "at least 1".into())?;
+        for (key, value) in [
+            ("max-actions", self.max_actions),
+            ("max-unauthenticated", self.max_unauthenticated),
+            ("max-unauthenticated-per-address", self.max_unauthenticated_per_address),
+        ] {
+            check(key, value, value > 0, || "at least 1".into())?;
+        }
+        let keyless =
+            self.listen.iter().find(|listen| self.keys.is_empty() && listen.kind == ListenerKind::Secure);
+        check("listen", keyless.map(Listen::to_string).unwrap_or_default(), keyless.is_none(), || {
+            "plain as long as there is no key: nobody could connect".into()
+        })?;
         for (key, value) in [
             ("max-ttl", self.max_ttl),
             ("default-timeout", self.default_timeout),
@@ -476,7 +503,10 @@ mod tests {
     fn reads_toml() {
         let text = r#"
             id = "a"
-            listen = ["127.0.0.1:1", "[::1]:2"]
+            listen = ["127.0.0.1:1", "[::1]:2,plain"]
+            proxy-from = ["10.0.0.0/8", "::1"]
+            max-unauthenticated = 7
+            max-unauthenticated-per-address = 8
             dispatch = "least-busy"
             dispatch-interval = 5
             max-payload = "1MiB"
@@ -501,6 +531,10 @@ mod tests {
         let config = Config::from_toml_text(text).unwrap();
         config.validate().unwrap();
         assert_eq!((config.dispatch, config.max_payload), (Dispatch::LeastBusy, 1 << 20));
+        let (one, other) = (config.listen[0], config.listen[1]);
+        assert_eq!((one.kind, other.kind), (ListenerKind::Auto, ListenerKind::Plain));
+        assert_eq!(config.proxy_from.len(), 2);
+        assert_eq!((config.max_unauthenticated, config.max_unauthenticated_per_address), (7, 8));
         assert_eq!(config.dispatch_interval, Duration::from_millis(5));
         assert_eq!(config.default_timeout, Duration::from_millis(2500));
         assert_eq!((config.session_linger, config.outcome_limit), (Duration::from_secs(30), 64 << 10));
@@ -515,7 +549,7 @@ mod tests {
     #[test]
     fn listens_on_names() {
         let config = Config::from_toml_text("listen = [\"localhost:0\"]").unwrap();
-        assert!(config.listen[0].ip().is_loopback());
+        assert!(config.listen[0].address.ip().is_loopback());
         let error = Config::from_toml_text("listen = [\"here\"]").unwrap_err().to_string();
         assert!(error.contains("here") && error.contains("HOST:PORT"), "{error}");
     }
@@ -538,6 +572,8 @@ mod tests {
             ("queue-memory = \"513MiB\"", "queue-memory = 537919488: must be at most 536870912"),
             ("outbound-limit = 1", "outbound-limit = 1: must be at least"),
             ("max-connections = 0", "max-connections = 0: must be at least 1"),
+            ("max-unauthenticated = 0", "max-unauthenticated = 0: must be at least 1"),
+            ("listen = [\"127.0.0.1:1,secure\"]", "listen = 127.0.0.1:1,secure: must be plain as long as"),
             ("ping-interval = 0", "ping-interval = 0ns: must be 1ms to 49d"),
         ] {
             let error = Config::from_toml_text(text).unwrap().validate().unwrap_err().to_string();

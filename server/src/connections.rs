@@ -1,13 +1,16 @@
 //! What is known of each connection, and the numbers by which the core knows them.
 
-use std::{collections::VecDeque, rc::Rc, time::Duration};
+use std::{collections::VecDeque, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use ringpost_broker::ConnId;
+use ringpost_broker::{ConnId, Permissions};
 use ringpost_io::{event::Event, stream::Stream};
 use ringpost_protocol::{Outgoing, dialect::ServerCodec, time::Time};
 
-use crate::shard::{Coming, HeldBytes};
+use crate::{
+    shard::{Coming, HeldBytes, TurnedAway},
+    strangers::Stranger,
+};
 
 /// How far a connection's life has come. It only moves forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,6 +29,16 @@ pub(crate) enum Phase {
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) stream: Stream,
+    /// Where it comes from: the other end of the socket, or whom a PROXY header names.
+    pub(crate) address: SocketAddr,
+    /// It comes from a network whose connections begin with a PROXY header, and that is not there yet.
+    pub(crate) awaits_header: bool,
+    /// Its listener takes only connections with a key.
+    pub(crate) secure: bool,
+    /// What it may do, if that is limited: known before it is told to the core.
+    pub(crate) permissions: Option<Arc<Permissions>>,
+    /// How it is counted as long as it is not greeted.
+    pub(crate) stranger: Option<Stranger>,
     pub(crate) codec: ServerCodec,
     pub(crate) out: Outgoing,
     /// The latest list of receivers, as long as it was not sent.
@@ -39,8 +52,8 @@ pub(crate) struct Connection {
     pub(crate) greeted: bool,
     /// The core knows it: it was told that it opened, and not that it closed.
     pub(crate) known: bool,
-    /// One more than are allowed: it is only told so.
-    pub(crate) surplus: bool,
+    /// There is no room for it: it is only told so.
+    pub(crate) turned_away: Option<TurnedAway>,
     /// Since when much waits to be sent on it, as bytes that had been sent by then.
     pub(crate) clogged: Option<(u64, Time)>,
     /// It is in the line of those that are looked at again.
@@ -72,9 +85,14 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    pub(crate) fn new(stream: Stream, codec: ServerCodec, surplus: bool) -> Self {
+    pub(crate) fn new(stream: Stream, address: SocketAddr, codec: ServerCodec) -> Self {
         Self {
             stream,
+            address,
+            awaits_header: false,
+            secure: false,
+            permissions: None,
+            stranger: None,
             codec,
             out: Outgoing::new(),
             receivers: None,
@@ -83,7 +101,7 @@ impl Connection {
             dirty: false,
             greeted: false,
             known: false,
-            surplus,
+            turned_away: None,
             clogged: None,
             watched: false,
             relief: Rc::default(),
@@ -99,11 +117,6 @@ impl Connection {
             counted: HeldBytes::default(),
             overtaken: 0,
         }
-    }
-
-    /// The peer's address, for logs.
-    pub(crate) fn peer(&self) -> String {
-        self.stream.peer_addr().map_or_else(|_| "gone".into(), |peer| peer.to_string())
     }
 }
 

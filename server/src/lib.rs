@@ -28,10 +28,11 @@
 //! | module | owns |
 //! |---|---|
 //! | [`Server`], [`Handle`] | starting, draining, stopping |
-//! | [`Config`], [`units`], [`parse_listen`] | everything that can be set |
-//! | `shard` | the core and the turn; in it `traffic`: messages on their way, `ending`: connections that end, deadlines |
+//! | [`Config`], [`units`], [`Listen`], [`Network`], [`KeyConfig`] | everything that can be set |
+//! | `shard` | the core and the turn; in it `arriving`: connections that have not said who they are, `traffic`: messages on their way, `ending`: connections that end, deadlines |
 //! | `connections` | what is known of each connection |
 //! | `tasks` | reader and writer of a connection, acceptor, flusher, timekeeper |
+//! | `strangers` | how many connections there may be that have not said who they are |
 //! | `throttle` | keeping floods out of the log |
 //! | `buffers` | buffers to write with, used again and again |
 
@@ -41,16 +42,21 @@ mod buffers;
 mod config;
 mod connections;
 mod error;
+mod key_config;
 mod listen;
+mod network;
 mod server;
 mod shard;
 mod storage;
+mod strangers;
 mod tasks;
 mod throttle;
 pub mod units;
 
 pub use config::{Config, ConfigError, Dispatch, Durable, Sync};
 pub use error::StartError;
-pub use listen::{ListenError, parse_listen};
+pub use key_config::KeyConfig;
+pub use listen::{Listen, ListenError, ListenerKind, parse_listen, parse_listens};
+pub use network::{Network, NetworkError};
 pub use server::{Builder, Crashed, Ended, Handle, LEAST_OPEN_FILES, Server};
 pub use storage::{LogFiles, StorageError};

@@ -11,7 +11,7 @@ use ringpost_io::{
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::{
-    Config, Dispatch, StartError,
+    Config, Dispatch, Listen, ListenerKind, StartError,
     shard::{LogAtStart, Shard},
     storage::Recovery,
     tasks::{self, CrashWithMe},
@@ -110,10 +110,16 @@ impl Builder {
         self
     }
 
-    /// Where to listen; port 0 takes a free one, see [`Handle::address`].
+    /// Where to listen; port 0 takes a free one, see [`Handle::address`]. Connections are secure where the server has keys.
     #[must_use]
-    pub fn listen(mut self, addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
-        self.config.listen = addresses.into_iter().collect();
+    pub fn listen(self, addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
+        self.listen_on(addresses.into_iter().map(Listen::from))
+    }
+
+    /// The same, each with what its connections have to be.
+    #[must_use]
+    pub fn listen_on(mut self, listens: impl IntoIterator<Item = Listen>) -> Self {
+        self.config.listen = listens.into_iter().collect();
         self
     }
 
@@ -276,14 +282,14 @@ fn run(
 ) -> Result<Ended, StartError> {
     config.validate()?;
     let max_connections = max_connections(&config)?;
-    let seeds = [random()?, random()?];
+    let seeds = [random()?, random()?, random()?];
     let mut recovery = Recovery::begin(&config, seeds[0], [random()?, random()?, random()?])?;
     let ring = RingConfig { busy_poll: config.busy_poll, ..RingConfig::default() };
     ring::run(&ring, async move {
         let listeners = config
             .listen
             .iter()
-            .map(|address| Listener::bind(*address, BACKLOG))
+            .map(|listen| Listener::bind(listen.address, BACKLOG))
             .collect::<Result<Vec<_>, _>>()?;
         let addresses = listeners.iter().map(Listener::local_addr).collect::<Result<Vec<_>, _>>();
         let addresses =
@@ -299,8 +305,11 @@ fn run(
             Some(recovery) => recovery.soon().await,
             None => None,
         };
-        for address in &addresses {
-            tracing::info!(%address, id = config.id, "listening");
+        let has_keys = !config.keys.is_empty();
+        let secure: Vec<_> = config.listen.iter().map(|listen| listen.kind.is_secure(has_keys)).collect();
+        for (listen, address) in config.listen.iter().zip(&addresses) {
+            tracing::info!(%address, id = config.id, secure = listen.kind.is_secure(has_keys), "listening");
+            warn_if_open(listen, *address, has_keys);
         }
         let drain_timeout = config.drain_timeout;
         let (log, performer) = match soon.transpose()? {
@@ -318,8 +327,8 @@ fn run(
             }
             (None, None) => {}
         }
-        for listener in listeners {
-            ring::spawn(tasks::accept(shard.clone(), listener));
+        for (listener, secure) in listeners.into_iter().zip(secure) {
+            ring::spawn(tasks::accept(shard.clone(), listener, secure));
         }
         ring::spawn(tasks::flush(shard.clone()));
         ring::spawn(tasks::keep_time(shard.clone()));
@@ -382,6 +391,27 @@ async fn heed(shard: Rc<Shard>, mut signals: Signals, grace: Duration, ended: Rc
     }
 }
 
+/// Whoever can reach a plain listener can do everything: beyond this machine that is said, unless somebody wrote that it
+/// is meant.
+fn warn_if_open(listen: &Listen, address: SocketAddr, has_keys: bool) {
+    if is_open(listen, has_keys) {
+        tracing::warn!("{}", open_warning(address));
+    }
+}
+
+/// Whether others than this machine's own can use a listener without a key, and nobody has written that they may.
+fn is_open(listen: &Listen, has_keys: bool) -> bool {
+    let unsaid = listen.kind == ListenerKind::Auto && !listen.kind.is_secure(has_keys);
+    unsaid && !listen.address.ip().to_canonical().is_loopback()
+}
+
+fn open_warning(address: SocketAddr) -> String {
+    format!(
+        "everybody who can reach {address} can use this server, for it has no key: give it one (--secure-key-file FILE), \
+         listen on 127.0.0.1, or write `--listen {address},plain` if that is meant"
+    )
+}
+
 /// How many connections may be there at once: as configured, or as many as descriptors are allowed.
 fn max_connections(config: &Config) -> Result<usize, StartError> {
     let limit = descriptors::raise_limit()
@@ -425,6 +455,28 @@ fn random() -> Result<u64, StartError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A listener that others can reach without a key is warned of, with what to do, unless it is written that it is meant.
+    #[test]
+    fn open_listeners_are_warned_of() {
+        for (text, has_keys, open) in [
+            ("127.0.0.1:1", false, false),
+            ("[::1]:1", false, false),
+            ("[::ffff:127.0.0.1]:1", false, false),
+            ("0.0.0.0:1", false, true),
+            ("[::]:1", false, true),
+            ("192.0.2.1:1", false, true),
+            ("192.0.2.1:1", true, false),
+            ("192.0.2.1:1,plain", false, false),
+            ("192.0.2.1:1,plain", true, false),
+        ] {
+            assert_eq!(is_open(&text.parse().unwrap(), has_keys), open, "{text}, keys: {has_keys}");
+        }
+        let warning = open_warning(([192, 0, 2, 1], 8888).into());
+        for remedy in ["--secure-key-file", "127.0.0.1", "--listen 192.0.2.1:8888,plain"] {
+            assert!(warning.contains(remedy), "{warning}");
+        }
+    }
 
     /// A low limit is shared between connections and the rest; the lowest leaves one connection.
     #[test]

@@ -1,5 +1,6 @@
 //! The core, the connections around it, and the turn. Nothing in here waits.
 
+mod arriving;
 mod ending;
 mod log;
 mod memory;
@@ -8,22 +9,21 @@ mod traffic;
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
-    rc::Rc,
     time::Duration,
 };
 
 use bytes::BytesMut;
-use ringpost_broker::{Broker, ConnId, Input, Read, RefusalCause};
-use ringpost_io::{clock::Clock, event::Event, listener::Listener, stream::Stream};
+use ringpost_broker::{Broker, ConnId, Input, Read};
+use ringpost_io::{clock::Clock, event::Event, listener::Listener};
 use ringpost_protocol::{
     Segment,
-    dialect::ServerCodec,
     json::Parser,
     message::ServerMessage,
     time::{Now, Time},
 };
 
 pub(crate) use self::{
+    arriving::TurnedAway,
     log::LogAtStart,
     memory::{Coming, HeldBytes, MayRead},
 };
@@ -32,11 +32,10 @@ use crate::{
     buffers::Buffers,
     connections::{Connection, Connections, Key, Phase, Waiting},
     storage::{LogFiles, StorageError},
+    strangers::Strangers,
     throttle::Throttle,
 };
 
-/// Connections beyond the limit that may be there at once to be told so.
-const MAX_SURPLUS: usize = 64;
 /// How long an ending connection may take for what still waits to be sent to it.
 const FLUSH_TIME: Duration = Duration::from_secs(30);
 /// How long a peer may take to end its half after we ended ours. What it sends meanwhile is read and thrown away: a
@@ -89,6 +88,14 @@ struct State {
     flushing: Waiting,
     lingering: Waiting,
     leaving: Leaving,
+    /// Those that have not been greeted.
+    strangers: Strangers,
+    /// Connections that are only there to be told that there is no room for them.
+    turning_away: usize,
+    /// Lines about strangers beyond their limits.
+    crowded_lines: Throttle,
+    /// Lines about connections without a PROXY header that should have one.
+    unproxied_lines: Throttle,
     /// Lines about connections beyond the limit.
     surplus_lines: Throttle,
     /// Lines about connections that do not read.
@@ -122,6 +129,8 @@ enum Leaving {
 pub(crate) enum NextRead {
     /// Read on; so many bytes complete what is in the buffer, as far as is known.
     Read(usize),
+    /// The same of a connection that has not said who it is: by reads that stay small.
+    Greeting(usize),
     /// There is more in the buffer: take it in when others have had their turn.
     Later,
     /// Read on, and throw it away.
@@ -140,10 +149,10 @@ impl Shard {
         config: Config,
         listeners: Vec<Listener>,
         max_connections: usize,
-        seeds: [u64; 2],
+        seeds: [u64; 3],
         log: LogAtStart,
     ) -> Self {
-        let [boot, hash_seed] = seeds;
+        let [boot, hash_seed, strangers_seed] = seeds;
         let clock = Clock::start();
         let (broker, lock) = Self::broker(&config, boot, hash_seed, log, clock.now());
         let state = State {
@@ -160,6 +169,14 @@ impl Shard {
             flushing: Waiting::new(FLUSH_TIME),
             lingering: Waiting::new(LINGER_TIME),
             leaving: Leaving::No,
+            strangers: Strangers::new(
+                config.max_unauthenticated,
+                config.max_unauthenticated_per_address,
+                strangers_seed,
+            ),
+            turning_away: 0,
+            crowded_lines: Throttle::default(),
+            unproxied_lines: Throttle::default(),
             surplus_lines: Throttle::default(),
             slow_lines: Throttle::default(),
             starved_lines: Throttle::default(),
@@ -188,35 +205,6 @@ impl Shard {
 
     pub(crate) fn clock(&self) -> &Clock {
         &self.clock
-    }
-
-    /// Takes in a new connection, unless there are far too many: then it is closed.
-    pub(crate) fn admit(&self, stream: Stream) -> Option<(ConnId, Rc<Event>)> {
-        self.turn(|state, now| {
-            // An accept that was under way when the listener was closed may still bring one.
-            if state.leaving != Leaving::No {
-                return None;
-            }
-            let surplus = state.connections.len() >= state.max_connections;
-            if surplus && state.connections.len() >= state.max_connections + MAX_SURPLUS {
-                if let Some(left_out) = state.surplus_lines.line(now.mono) {
-                    let limit = state.max_connections;
-                    tracing::warn!(limit, left_out, "connection closed: max-connections, far exceeded");
-                }
-                state.count(RefusalCause::Surplus, now);
-                return None;
-            }
-            if let Err(error) = stream.set_nodelay() {
-                tracing::debug!(%error, "a connection was gone before it was accepted");
-                return None;
-            }
-            let codec = ServerCodec::new(state.boot, state.config.max_payload_bytes());
-            let connection = Connection::new(stream, codec, surplus);
-            let wake = connection.wake.clone();
-            let key = state.connections.insert(connection);
-            state.handshakes.push(now.mono, key);
-            Some((key.conn, wake))
-        })
     }
 
     /// Takes in what a read brought.
@@ -427,11 +415,12 @@ impl Connection {
 
 #[cfg(test)]
 mod tests {
-    use std::{io::Read, net::TcpStream};
+    use std::{io::Read, net::TcpStream, rc::Rc};
 
     use ringpost_io::{
         clock,
         ring::{self, RingConfig},
+        stream::Stream,
     };
 
     use super::*;
@@ -443,9 +432,14 @@ mod tests {
         let mut client = ring::run(&RingConfig { entries: 8, ..RingConfig::default() }, async {
             let listener = Listener::bind(([127, 0, 0, 1], 0).into(), 8).unwrap();
             let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-            let shard =
-                Rc::new(Shard::new(Config::default(), vec![listener.clone()], 8, [1, 2], LogAtStart::None));
-            ring::spawn(tasks::accept(shard.clone(), listener));
+            let shard = Rc::new(Shard::new(
+                Config::default(),
+                vec![listener.clone()],
+                8,
+                [1, 2, 3],
+                LogAtStart::None,
+            ));
+            ring::spawn(tasks::accept(shard.clone(), listener, false));
             ring::spawn(tasks::flush(shard.clone()));
             while shard.state.borrow().connections.len() == 0 {
                 clock::sleep(Duration::from_millis(1)).await;
@@ -464,8 +458,8 @@ mod tests {
         ring::run(&RingConfig { entries: 8, ..RingConfig::default() }, async {
             let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
             let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-            let shard = Shard::new(Config::default(), Vec::new(), 8, [1, 2], LogAtStart::None);
-            let (conn, _) = shard.admit(Stream::from_std(listener.accept().unwrap().0)).unwrap();
+            let shard = Shard::new(Config::default(), Vec::new(), 8, [1, 2, 3], LogAtStart::None);
+            let (conn, _) = shard.admit(Stream::from_std(listener.accept().unwrap().0), false).unwrap();
             let pieces = |messages| {
                 let mut buffer = BytesMut::from("{\"action\":\"ping\"}\n".repeat(messages).as_bytes());
                 let mut pieces = 1;

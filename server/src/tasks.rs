@@ -24,14 +24,14 @@ const HOLD_TIME: Duration = Duration::from_secs(1);
 /// How long to wait when there is no room for one more connection.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
-/// Takes in connections until the listener is closed.
-pub(crate) async fn accept(shard: Rc<Shard>, listener: Listener) {
+/// Takes in connections until the listener is closed. `secure`: only those with a key.
+pub(crate) async fn accept(shard: Rc<Shard>, listener: Listener, secure: bool) {
     let _crash = CrashWithMe(shard.clone());
     let mut lines = Throttle::default();
     loop {
         match listener.accept().await {
             Ok(stream) => {
-                if let Some((conn, wake)) = shard.admit(stream.clone()) {
+                if let Some((conn, wake)) = shard.admit(stream.clone(), secure) {
                     ring::spawn(serve(shard.clone(), conn, stream, wake));
                 }
             }
@@ -75,17 +75,21 @@ async fn read(shard: &Shard, conn: ConnId, stream: &Stream) {
         let offered = buffer.capacity() - buffer.len();
         let (read, filled) = stream.read(buffer).await;
         buffer = filled;
-        match read {
+        let read = match read {
             Ok(0) => return shard.half_closed(conn, &buffer),
-            Ok(read) => size.observe(read, offered),
+            Ok(read) => read,
             Err(error) => {
                 tracing::debug!(%conn, %error, "lost");
                 return shard.lost(conn);
             }
-        }
+        };
         missing = loop {
             match shard.take_in(conn, &mut buffer) {
-                NextRead::Read(more) => break more,
+                NextRead::Read(more) => {
+                    size.observe(read, offered);
+                    break more;
+                }
+                NextRead::Greeting(more) => break more,
                 NextRead::Later => ring::give_way().await,
                 NextRead::Discard => {
                     buffer.clear();

@@ -39,8 +39,19 @@ use serde_json::{Value, json};
 use socket2::SockRef;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
-/// Nobody is pinged, sessions of the binary ones are soon forgotten, and nobody is hurried.
-const ARGS: [&str; 6] = ["--ping-interval", "10m", "--session-linger", "500ms", "--handshake-timeout", "2m"];
+/// Nobody is pinged, sessions of the binary ones are soon forgotten, nobody is hurried, and all may come from one address.
+const ARGS: [&str; 10] = [
+    "--ping-interval",
+    "10m",
+    "--session-linger",
+    "500ms",
+    "--handshake-timeout",
+    "2m",
+    "--max-unauthenticated",
+    "100000",
+    "--max-unauthenticated-per-address",
+    "100000",
+];
 /// Descriptors that a process needs beside those of a crowd.
 const OTHER_DESCRIPTORS: u64 = 300;
 /// Memory may grow so much between two moments without a crowd: what the allocator keeps for the next one.
@@ -190,6 +201,89 @@ fn a_stampede() {
             often.assert_only(&[]);
             level.get_or_insert_with(|| Level::settled(&server)).returns(&server, SLACK_KIB);
         }
+        client.close().await;
+    });
+}
+
+/// The beginning of something that never gets to its end, or nothing.
+fn beginning(number: usize) -> Vec<u8> {
+    let greeting = binary_greeting(&format!("{number:032}"));
+    match number % 6 {
+        0 => Vec::new(),
+        1 => greeting[..4].to_vec(),
+        2 => greeting[..Preface::BYTES].to_vec(),
+        3 => greeting[..greeting.len() - 1].to_vec(),
+        4 => b"{".to_vec(),
+        _ => b"{\"id\":\"work\",\"data\":[[[".to_vec(),
+    }
+}
+
+/// Whether somebody who comes now is let in. Who is not is told so, or finds the connection closed.
+fn is_let_in(server: SocketAddr) -> bool {
+    let mut socket = connect(server);
+    let mut answer = [0; 512];
+    let asked = socket.write_all(b"{\"action\":\"ping\"}\n").and_then(|()| socket.read(&mut answer));
+    asked.is_ok_and(|read| answer[..read].starts_with(b"{\"action\":\"pong\""))
+}
+
+/// Twenty thousand connections that never finish saying who they are, up to five thousand at once. No more of them are held
+/// than the bound, not one request of others fails, a newcomer gets in with a few tries, and nothing is left.
+#[test]
+fn strangers_who_never_finish() {
+    const BOUND: usize = 1000;
+    /// Those that are being told that there is no room, and the newcomers of this test.
+    const BESIDE: usize = 64 + 16;
+    let (_turn, at_once) = room_for(5000);
+    let mut args = ARGS.map(str::to_owned);
+    args[5] = "1s".into();
+    args[7] = BOUND.to_string();
+    let server = ServerProcess::start(&args.each_ref().map(String::as_str));
+    let ledger = Ledger::new();
+    run(async {
+        let (client, _handler) = (client(server.address).await, handler(&server, &ledger));
+        let mut asking = Raw::connect(server.address);
+        let mut total = |name: &str| {
+            asking.object(&json!({"id": "$sys.stats", "clientId": 1, "data": null}));
+            asking.answer()["message"]["data"]["total"][name].as_u64().unwrap()
+        };
+        let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", server.process.id())).unwrap().count();
+        assert_eq!(total("connectionsCrowded"), 0);
+        let level = Level::settled(&server);
+        let before = descriptors();
+        for round in 0..4 {
+            let dropped = total("connectionsCrowded");
+            let loads = Loads::start(&client, round);
+            let mut most = 0;
+            let crowd: Vec<_> = (0..at_once)
+                .map(|number| {
+                    let mut socket = connect(server.address);
+                    // It may have been closed already.
+                    socket.write_all(&beginning(number)).ok();
+                    if number % 100 == 0 {
+                        most = most.max(descriptors());
+                    }
+                    socket
+                })
+                .collect();
+            loads.go_on().await;
+            until("those that there is no room for are dropped", || {
+                total("connectionsCrowded") - dropped >= (at_once - BOUND) as u64 / 2
+            });
+            most = most.max(descriptors());
+            assert!(
+                most <= before + BOUND + BESIDE,
+                "{most} descriptors, {before} before: {}",
+                total("connectionsCrowded")
+            );
+            until("a newcomer gets in", || is_let_in(server.address));
+            loads.go_on().await;
+            drop(crowd);
+            let (once, often) = loads.stop(&ledger).await;
+            once.assert_only(&[]);
+            often.assert_only(&[]);
+        }
+        assert!(total("connectionsMute") > 0, "those who were let in had their time");
+        level.returns(&server, SLACK_KIB);
         client.close().await;
     });
 }

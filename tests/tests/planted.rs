@@ -124,6 +124,25 @@ fn wrong_resume() {
     is_found(PlantedBug::WrongResume, &[Rule::Resume]);
 }
 
+/// Histories in which nobody may do everything.
+fn limited(seed: u64) -> Plan {
+    let mut plan = Plan::from_seed(seed);
+    plan.settings.limited = 1000;
+    plan
+}
+
+/// A request that its client may not make, and that is taken all the same.
+#[test]
+fn forbidden_asked() {
+    is_found_in(PlantedBug::ForbiddenAsked, &[Rule::Forbidden], limited);
+}
+
+/// A list of receivers with names in it that its reader may not ask.
+#[test]
+fn receivers_shown() {
+    is_found_in(PlantedBug::ReceiversShown, &[Rule::Forbidden], limited);
+}
+
 /// Looks for a fault in histories with a log, crashes and restarts.
 #[track_caller]
 fn is_found_in_the_log(bug: PlantedBug, rules: &[Rule]) {

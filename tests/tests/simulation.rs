@@ -43,6 +43,7 @@ fn many_seeds() {
         "noHandler",
         "overloaded",
         "draining",
+        "forbidden",
     ] {
         assert!(found.endings.contains_key(ending), "the seeds reach `{ending}`: {:?}", found.endings);
     }

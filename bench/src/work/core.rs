@@ -1,7 +1,7 @@
 //! The broker's core without wire and sockets: request → delivery → answer → reply, with four handlers.
 
 use bytes::Bytes;
-use ringpost_broker::{Broker, Config, ConnId, Input, Output, Speaks};
+use ringpost_broker::{Broker, Config, ConnId, Identity, Input, Output, Speaks};
 use ringpost_protocol::{
     Content,
     message::{
@@ -45,7 +45,7 @@ impl Stage {
         };
         for conn in (0..=HANDLERS).map(ConnId) {
             let session = if conn == REQUESTER { Bytes::from(session) } else { Bytes::new() };
-            stage.handle(Input::Opened { conn, speaks: Speaks::Binary });
+            stage.handle(Input::Opened { conn, speaks: Speaks::Binary, identity: Identity::default() });
             let speaker = Speaker { instance: 1, connection: 1 };
             stage.say(conn, ClientMessage::Hello(Hello { session, speaker, ..Hello::default() }));
         }

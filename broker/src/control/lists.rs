@@ -54,6 +54,8 @@ impl Broker {
         };
         json!({
             "connection": conn.0,
+            "address": connection.address.as_ref().map(|address| address.to_string()),
+            "role": connection.granted.role().map(|role| role.to_string()),
             "dialect": match connection.speaks { Speaks::Binary => "binary", Speaks::Json => "json" },
             "session": session.map(|session| String::from_utf8_lossy(&session.name).into_owned()),
             "epoch": session.map(|session| session.epoch),

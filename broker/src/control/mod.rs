@@ -1,4 +1,5 @@
-//! The server's own actions: `$sys.…`. They are answered at once, by the core itself.
+//! The server's own actions: `$sys.…`. They are answered at once, by the core itself. The first two are for everybody; what
+//! names others, or changes anything, is for keys that may: see `permissions`.
 //!
 //! | action | data | reply |
 //! |---|---|---|
@@ -37,7 +38,15 @@ impl Broker {
         speaks: Speaks,
         asked: &Asked,
     ) {
-        let (code, mut content) = match self.control(&asked.content) {
+        let forbidden = self.forbids_controlling(conn, asked.content.name());
+        let answer = match forbidden {
+            Some(refused) => {
+                self.counters.refused_forbidden += 1;
+                Err(refused)
+            }
+            None => self.control(conn, &asked.content),
+        };
+        let (code, mut content) = match answer {
             Ok(text) => (None, Content::from_payload(text)),
             Err((code, message)) => (Some(code), Content::from_payload(message)),
         };
@@ -51,10 +60,10 @@ impl Broker {
     }
 
     /// What the server says: JSON text.
-    fn control(&mut self, content: &Content) -> Result<Bytes, Refused> {
+    fn control(&mut self, conn: ConnId, content: &Content) -> Result<Bytes, Refused> {
         match content.name() {
             b"$sys.stats" => Ok(self.stats().into()),
-            b"$sys.receivers" => Ok(self.receivers_list()),
+            b"$sys.receivers" => Ok(self.receivers_for(conn)),
             b"$sys.actions" => Ok(self.list_actions().to_string().into()),
             b"$sys.connections" => Ok(self.list_connections().to_string().into()),
             b"$sys.queues" => self.queues(content.payload()).map(|answer| answer.to_string().into()),

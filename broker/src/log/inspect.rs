@@ -161,6 +161,11 @@ fn one<F: Files>(
 ) -> Result<Sequence, LogError> {
     let mut reader = SegmentReader::open(headers.files, &mut headers.window, header.number)?;
     let (file, made) = (reader.name.clone(), u64::from(header.file_bytes));
+    if let Some(successor) = successor.filter(|successor| !successor.can_follow(header)) {
+        let what = Damage::Disconnected { expected: header.first, found: successor.first };
+        each(Finding::Damaged(Corruption { file: names::segment(successor.number), offset: 48, what }));
+    }
+    let successor = successor.filter(|successor| successor.can_follow(header));
     let end = successor.map_or(made, |successor| u64::from(successor.predecessor_end).min(made));
     if reader.length < end {
         let what = Damage::Shortened { expected: made };

@@ -302,7 +302,7 @@ impl Reading {
     ) -> Result<(), LogError> {
         let mut reader = SegmentReader::open(files, window, header.number)?;
         let (name, length, end) = (reader.name.clone(), reader.length, successor.predecessor_end.into());
-        if end < SEGMENT_HEADER_BYTES as u64 || end > header.file_bytes.into() {
+        if !successor.can_follow(header) {
             let what = Damage::Disconnected { expected: header.first, found: successor.first };
             return Err(LogError::corrupt(&names::segment(successor.number), 48, what));
         }

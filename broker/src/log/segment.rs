@@ -72,6 +72,11 @@ pub enum HeaderFlaw {
 }
 
 impl SegmentHeader {
+    /// Whether its predecessor can end where this says that it did: behind a header, and not behind its file.
+    pub(super) fn can_follow(&self, predecessor: &Self) -> bool {
+        (SEGMENT_HEADER_BYTES as u32..=predecessor.file_bytes).contains(&self.predecessor_end)
+    }
+
     /// The header's bytes.
     pub fn encode(&self) -> [u8; SEGMENT_HEADER_BYTES] {
         let mut bytes = [0; SEGMENT_HEADER_BYTES];

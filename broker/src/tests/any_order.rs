@@ -118,7 +118,7 @@ impl World {
         let speaks = self.random.of(&[Speaks::Binary, Speaks::Binary, Speaks::Json]);
         let (open, held) = Default::default();
         self.peers.insert(conn, Peer { speaks, quiet: false, ending: false, next_number: 1, open, held });
-        self.input(Input::Opened { conn, speaks });
+        self.input(Input::Opened { conn, speaks, identity: Identity::default() });
         if speaks == Speaks::Binary && !self.random.one_in(20) {
             let (session, watch_receivers) = (self.random.of(&SESSIONS).into(), self.random.one_in(2));
             let speaker =

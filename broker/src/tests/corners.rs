@@ -242,12 +242,12 @@ fn taken_over_in_flight() {
     let mut stage = Stage::new(Config::default());
     let handler = stage.handler("sum", 1);
     let (old, new) = (ConnId(20), ConnId(21));
-    stage.input(Input::Opened { conn: old, speaks: Speaks::Binary });
+    stage.input(Input::Opened { conn: old, speaks: Speaks::Binary, identity: Identity::default() });
     stage.say(old, hello("me", 1, 1));
     stage.register(old, 1, "own", 1);
     stage.request(old, 1, |_| {});
     stage.request(old, 2, |request| request.content = Content::from_parts(b"own", b"", b"", b""));
-    stage.input(Input::Opened { conn: new, speaks: Speaks::Binary });
+    stage.input(Input::Opened { conn: new, speaks: Speaks::Binary, identity: Identity::default() });
     stage.say(new, hello("me", 2, 1));
     assert_eq!(stage.broker.open_requests(), 1, "the other one went with its handler");
     stage.input(Input::Closed { conn: old });

@@ -121,7 +121,7 @@ impl Logged {
     fn named_as(&mut self, session: &'static str, instance: u64) -> ConnId {
         let conn = ConnId(self.stage.connections);
         self.stage.connections += 1;
-        self.input(Input::Opened { conn, speaks: Speaks::Binary });
+        self.input(Input::Opened { conn, speaks: Speaks::Binary, identity: Identity::default() });
         let speaker = Speaker { instance, connection: self.stage.connections };
         self.say(conn, ClientMessage::Hello(Hello { session: session.into(), speaker, ..Hello::default() }));
         conn
@@ -210,7 +210,7 @@ fn acknowledged_where_it_was_said() {
     let delivery = logged.deliveries(handler)[0].delivery;
     logged.answered(handler, delivery, 1);
     logged.input(Input::Closed { conn: handler });
-    logged.input(Input::Opened { conn: handler, speaks: Speaks::Binary });
+    logged.input(Input::Opened { conn: handler, speaks: Speaks::Binary, identity: Identity::default() });
     logged.say(handler, ClientMessage::Hello(Hello::default()));
     logged.take(handler);
     logged.sync();

@@ -345,7 +345,7 @@ fn a_broadcast_that_is_a_send() {
 fn the_welcome() {
     let mut stage = Stage::new(Config { server_id: "here".into(), ..Config::default() });
     let mut welcome = |conn, connection| {
-        stage.input(Input::Opened { conn, speaks: Speaks::Binary });
+        stage.input(Input::Opened { conn, speaks: Speaks::Binary, identity: Identity::default() });
         stage.say(conn, hello("me", 1, connection));
         let said = stage.take(conn);
         let [ServerMessage::Welcome(welcome)] = &said[..] else { panic!("{said:?}") };
@@ -398,7 +398,7 @@ fn an_accepted_send_outlives_its_senders_connection() {
         let mut stage = Stage::new(Config::default());
         let handler = stage.handler("sum", 1);
         let sender = ConnId(9);
-        stage.input(Input::Opened { conn: sender, speaks: Speaks::Binary });
+        stage.input(Input::Opened { conn: sender, speaks: Speaks::Binary, identity: Identity::default() });
         stage.say(sender, hello(session, 1, 1));
         for number in 1..=2 {
             stage.request(sender, number, send);
@@ -434,7 +434,7 @@ fn a_leaving_server_waits_for_nobody_who_is_away() {
     let mut stage = Stage::new(Config::default());
     let handler = stage.handler("sum", 1);
     let away = ConnId(9);
-    stage.input(Input::Opened { conn: away, speaks: Speaks::Binary });
+    stage.input(Input::Opened { conn: away, speaks: Speaks::Binary, identity: Identity::default() });
     stage.say(away, hello("me", 1, 1));
     stage.request(away, 1, |_| {});
     stage.input(Input::Closed { conn: away });
@@ -452,7 +452,7 @@ fn a_crowd_that_is_away() {
     let mut stage = Stage::new(Config { max_sessions_away: 1, ..Config::default() });
     let handler = stage.handler("sum", 9);
     let mut come = |conn, session: &'static str, asks: bool| {
-        stage.input(Input::Opened { conn, speaks: Speaks::Binary });
+        stage.input(Input::Opened { conn, speaks: Speaks::Binary, identity: Identity::default() });
         stage.say(conn, hello(session, 1, 1));
         if asks {
             stage.request(conn, 1, |_| {});

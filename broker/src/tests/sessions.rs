@@ -27,7 +27,7 @@ impl Stage {
     fn greet(&mut self, hello: ClientMessage) -> ConnId {
         let conn = ConnId(self.connections);
         self.connections += 1;
-        self.input(Input::Opened { conn, speaks: Speaks::Binary });
+        self.input(Input::Opened { conn, speaks: Speaks::Binary, identity: Identity::default() });
         self.say(conn, hello);
         conn
     }

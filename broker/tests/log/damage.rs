@@ -12,7 +12,7 @@ use ringpost_broker::log::{
     record::RECORD_HEADER_BYTES,
     recover,
     repair::{Loss, RepairOptions, Unrepaired, repair},
-    segment::SEGMENT_HEADER_BYTES,
+    segment::{SEGMENT_HEADER_BYTES, SegmentHeader},
 };
 
 use crate::history::{Found, History, Rng, find, segment_files};
@@ -328,6 +328,27 @@ fn a_header_that_cannot_be() {
             zeroed.damage(&names::segment(first.number), |bytes| bytes[from..].fill(0)).unwrap();
             repaired(&zeroed, &whole, "zeroed");
         }
+    }
+}
+
+/// A header that has its predecessor end in that one's header, or behind its file, is found by a verification as by a start.
+#[test]
+fn a_header_that_is_seen_through() {
+    let (history, whole) = small_log();
+    let [first, second] = [0, 1].map(|index: usize| whole.recovered.segments[index].header);
+    for end in [0, SEGMENT_HEADER_BYTES as u32 - 1, first.file_bytes + 1, u32::MAX] {
+        let mut disk = history.disk.clone();
+        let header = SegmentHeader { predecessor_end: end, ..second };
+        let replace = |bytes: &mut Vec<u8>| bytes[..SEGMENT_HEADER_BYTES].copy_from_slice(&header.encode());
+        disk.damage(&names::segment(second.number), replace).unwrap();
+        let found = verify(&disk).unwrap();
+        let damage = found.iter().find(|found| found.to_string().contains("at byte 48"));
+        assert!(
+            damage.is_some_and(|it| it.to_string().contains(&names::segment(second.number))),
+            "{found:?}"
+        );
+        let refused = find(&mut disk).err().map(|error| error.to_string());
+        assert!(refused.is_some_and(|text| text.contains("at byte 48")), "refused for the same reason");
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use ringpost_broker::{Broker, Config, ConnId, Input, Output, Policy, RefusalCause, Speaks};
+use ringpost_broker::{Broker, Config, ConnId, Identity, Input, Output, Policy, RefusalCause, Speaks};
 use ringpost_protocol::{
     Content, Span,
     message::{
@@ -165,7 +165,7 @@ impl<'a> World<'a> {
             held: BTreeSet::new(),
         };
         self.peers.insert(conn, peer);
-        self.input(Input::Opened { conn, speaks });
+        self.input(Input::Opened { conn, speaks, identity: Identity::default() });
         if speaks == Speaks::Binary && !self.choices.one_in(20) {
             let (session, watch_receivers) = (session.into(), self.choices.one_in(2));
             let speaker = Speaker {

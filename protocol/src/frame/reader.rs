@@ -9,13 +9,19 @@ use crate::{Code, WireError, limits::FRAME_OVERHEAD_BYTES};
 #[derive(Debug, Clone)]
 pub struct FrameReader {
     max_length: u32,
-    max_payload: u32,
+    /// `None`: only what has no payload is expected.
+    max_payload: Option<u32>,
 }
 
 impl FrameReader {
     /// A reader that refuses frames which cannot hold at most `max_payload` bytes of payload.
     pub fn new(max_payload: u32) -> Self {
-        Self { max_length: max_payload.saturating_add(FRAME_OVERHEAD_BYTES), max_payload }
+        Self { max_length: max_payload.saturating_add(FRAME_OVERHEAD_BYTES), max_payload: Some(max_payload) }
+    }
+
+    /// A reader for a connection's first frame, which is a hello.
+    pub fn greeting() -> Self {
+        Self { max_length: FRAME_OVERHEAD_BYTES, max_payload: None }
     }
 
     /// The next whole frame, header included, or `None` when more bytes are needed.
@@ -42,12 +48,22 @@ impl FrameReader {
         let Some(header) = buffer.first_chunk::<HEADER_BYTES>() else { return Ok(None) };
         let length = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
         if length > self.max_length {
-            let message = format!(
-                "a frame of {length} bytes was announced: payloads are limited to {} bytes (the server's --max-payload)",
-                self.max_payload
-            );
-            return Err(WireError::new(Code::TooLarge, message));
+            return Err(self.too_large(length));
         }
         Ok(Some(HEADER_BYTES + length as usize))
+    }
+
+    #[cold]
+    fn too_large(&self, length: u32) -> WireError {
+        let message = match self.max_payload {
+            Some(most) => format!(
+                "a frame of {length} bytes was announced: payloads are limited to {most} bytes (the server's --max-payload)"
+            ),
+            None => format!(
+                "a first frame of {length} bytes was announced: it must be a hello, which is not longer than {} bytes",
+                self.max_length
+            ),
+        };
+        WireError::new(Code::TooLarge, message)
     }
 }

@@ -4,7 +4,7 @@
 //!
 //! | fence | must be |
 //! |---|---|
-//! | `hex NAME` | `vectors/binary/NAME.hex` |
+//! | `hex NAME` | `vectors/binary/NAME.hex`, or `vectors/proxy/NAME.hex` |
 //! | `json NAME` | what `vectors/json/NAME.json` says on the wire |
 //! | `session` | lines that begin with `→ ` or `← `: each what some JSON vector of that direction says |
 //! | `python FILE` | `examples/FILE` |
@@ -14,7 +14,7 @@ use std::{collections::BTreeSet, fs};
 
 use ringpost_protocol::{Code, limits};
 
-use crate::files::{Sender, binary_vectors, json_vectors, root};
+use crate::files::{Sender, binary_vectors, json_vectors, proxy_vectors, root};
 
 /// A fenced block: what stands behind its opening fence, and its lines.
 struct Block {
@@ -48,14 +48,16 @@ fn blocks(document: &str) -> Vec<Block> {
 /// Every example in the document is a vector, or a file that can be run.
 #[test]
 fn examples_are_vectors() {
-    let (binary, json) = (binary_vectors(), json_vectors());
+    let (binary, proxy, json) = (binary_vectors(), proxy_vectors(), json_vectors());
     for Block { fence, text } in blocks(&document()) {
         let (language, name) = fence.split_once(' ').unwrap_or((&fence, ""));
         match language {
             "hex" => {
-                let vector = binary.iter().find(|vector| vector.name == name);
-                let expected = vector.unwrap_or_else(|| panic!("there is no vector {name}")).text.as_str();
-                assert_eq!(text, expected, "{name}");
+                let known = binary.iter().map(|vector| (&vector.name, &vector.text));
+                let known = known.chain(proxy.iter().map(|vector| (&vector.name, &vector.text)));
+                let vector = known.into_iter().find(|(known, _)| *known == name);
+                let (_, expected) = vector.unwrap_or_else(|| panic!("there is no vector {name}"));
+                assert_eq!(text, *expected, "{name}");
             }
             "json" => {
                 let vector = json.iter().find(|(known, _, _)| known == name);
@@ -93,7 +95,7 @@ fn every_kind_is_shown() {
         .collect();
     let of_kind = |name: &str| {
         let vectors = binary_vectors();
-        let vector = vectors.iter().find(|vector| vector.name == name).unwrap();
+        let vector = vectors.iter().find(|vector| vector.name == name)?;
         (!vector.is_preface()).then_some((vector.sender, vector.bytes[4]))
     };
     let kinds: BTreeSet<_> = shown.iter().filter_map(|name| of_kind(name)).collect();

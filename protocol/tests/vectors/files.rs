@@ -54,6 +54,16 @@ impl Vector {
     }
 }
 
+/// One vector of a PROXY header: `NAME.hex` and `NAME.json`.
+#[derive(Debug)]
+pub(crate) struct ProxyVector {
+    pub(crate) name: String,
+    /// The `.hex` file as it is.
+    pub(crate) text: String,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) description: Value,
+}
+
 /// The code of this text.
 pub(crate) fn code(text: &str) -> Option<Code> {
     Code::ALL.iter().copied().find(|code| code.text() == text)
@@ -70,6 +80,18 @@ pub(crate) fn binary_vectors() -> Vec<Vector> {
     let vectors: Vec<_> = names(&folder, "hex").iter().map(|name| binary_vector(&folder, name)).collect();
     assert_eq!(vectors.len(), names(&folder, "json").len(), "each .hex file has its .json file");
     vectors
+}
+
+/// All vectors of PROXY headers, in the order of their names.
+pub(crate) fn proxy_vectors() -> Vec<ProxyVector> {
+    let folder = vectors().join("proxy");
+    let read = |name: String| {
+        let text = fs::read_to_string(folder.join(&name).with_extension("hex")).unwrap();
+        let bytes = unhex(&text).unwrap_or_else(|| panic!("{name}.hex: not hexadecimal"));
+        let description = json(&folder.join(&name).with_extension("json"));
+        ProxyVector { name, text, bytes, description }
+    };
+    names(&folder, "hex").into_iter().map(read).collect()
 }
 
 /// The name of every vector of the JSON dialect, and what it says on the wire.

@@ -6,6 +6,7 @@
 mod document;
 mod files;
 mod messages;
+mod proxy;
 
 use std::collections::BTreeSet;
 

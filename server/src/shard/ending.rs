@@ -64,6 +64,10 @@ impl State {
     /// Nothing of the connection is left, nor of what it made us hold.
     pub(super) fn remove(&mut self, conn: ConnId, now: Now) {
         if let Some(connection) = self.connections.remove(conn) {
+            if let Some(stranger) = connection.stranger {
+                self.strangers.leave(stranger);
+            }
+            self.turning_away -= usize::from(connection.turned_away.is_some());
             self.bytes.replace(connection.counted, HeldBytes::default());
             if let Some(coming) = connection.coming {
                 self.leave_line(conn, coming, now.mono);
@@ -87,9 +91,14 @@ impl State {
         let ours = [&self.handshakes, &self.flushing, &self.lingering, &self.clogged]
             .into_iter()
             .filter_map(Waiting::next_deadline);
-        let lines = [&self.surplus_lines, &self.slow_lines, &self.starved_lines]
-            .into_iter()
-            .filter_map(Throttle::deadline);
+        let lines = [
+            &self.surplus_lines,
+            &self.crowded_lines,
+            &self.unproxied_lines,
+            &self.slow_lines,
+            &self.starved_lines,
+        ];
+        let lines = lines.into_iter().filter_map(Throttle::deadline);
         ours.chain(self.broker.next_deadline()).chain(leaving).chain(lines).min()
     }
 
@@ -150,6 +159,12 @@ impl State {
                 left_out,
                 "more connections refused (max-connections)"
             );
+        }
+        if let Some(left_out) = self.crowded_lines.rest(now.mono) {
+            tracing::warn!(left_out, "more connections refused (max-unauthenticated, …-per-address)");
+        }
+        if let Some(left_out) = self.unproxied_lines.rest(now.mono) {
+            tracing::warn!(left_out, "more connections refused (proxy-from)");
         }
         if let Some(left_out) = self.slow_lines.rest(now.mono) {
             let limit = self.config.outbound_limit;

@@ -172,7 +172,7 @@ impl State {
     fn starve(&mut self, conn: ConnId, place: Coming, now: Now) {
         let coming = self.bytes.coming;
         let Some(connection) = self.connections.get_mut(conn) else { return };
-        let (peer, got) = (connection.peer(), connection.buffer_bytes);
+        let (address, got) = (connection.address, connection.buffer_bytes);
         let message = format!(
             "large messages of {coming} bytes are half received, and there is no room for more (a quarter of memory): the \
              one on this connection was given up with {got} bytes; try again later"
@@ -182,7 +182,7 @@ impl State {
         connection.recount(&mut self.bytes);
         self.leave_line(conn, place, now.mono);
         if let Some(left_out) = self.starved_lines.line(now.mono) {
-            tracing::warn!(%conn, peer, left_out, message);
+            tracing::warn!(%conn, %address, left_out, message);
         }
         self.count(RefusalCause::Starved, now);
         self.refuse(conn, &WireError::new(Code::Overloaded, message), now);
@@ -280,12 +280,13 @@ impl State {
     /// A client that is too slow to read. It is told so behind what waits, should it still read that.
     fn give_up_on(&mut self, conn: ConnId, why: &str, now: Now) {
         let Some(connection) = self.connections.get_mut(conn) else { return };
-        let (peer, waiting, limit) = (connection.peer(), connection.waiting(), self.config.outbound_limit);
+        let (address, waiting, limit) =
+            (connection.address, connection.waiting(), self.config.outbound_limit);
         let message = format!(
             "{waiting} bytes wait to be sent on this connection, and {why} (outbound-limit = {limit})"
         );
         if let Some(left_out) = self.slow_lines.line(now.mono) {
-            tracing::warn!(%conn, peer, left_out, message);
+            tracing::warn!(%conn, %address, left_out, message);
         }
         connection.given_up = true;
         self.count(RefusalCause::Slow, now);

@@ -1,9 +1,9 @@
 //! Messages on their way: out of a read into the core, and out of the core into what waits to be sent.
 
 use bytes::BytesMut;
-use ringpost_broker::{CloseReason, ConnId, Input, Output, RefusalCause, Speaks, Unreadable, log::names};
+use ringpost_broker::{CloseReason, ConnId, Input, Output, RefusalCause, Unreadable, log::names};
 use ringpost_protocol::{
-    Code, WireError,
+    WireError,
     dialect::{Decoded, Dialect},
     frame::Preface,
     message::ServerMessage,
@@ -33,16 +33,27 @@ impl State {
     /// Takes in whole messages from the buffer, up to a bound: a flood from one client must not make others wait.
     #[inline]
     pub(super) fn take_in(&mut self, conn: ConnId, buffer: &mut BytesMut, now: Now) -> NextRead {
-        let Some(connection) = self.connections.get_mut(conn) else { return NextRead::Discard };
+        let Some(mut connection) = self.connections.get_mut(conn) else { return NextRead::Discard };
         if connection.phase != Phase::Open {
             return NextRead::Discard;
+        }
+        if !connection.greeted {
+            if let Some(next) = self.arrive(conn, buffer, now) {
+                return next;
+            }
+            let Some(arrived) = self.connections.get_mut(conn) else { return NextRead::Discard };
+            connection = arrived;
         }
         let most = if connection.floods { MAX_MESSAGES_OF_A_FLOOD } else { MAX_MESSAGES };
         let mut taken = 0;
         loop {
             match connection.codec.decode(&mut self.parser, buffer, &mut connection.out) {
                 Ok(Decoded::Message(message)) => {
-                    connection.greeted = true;
+                    if !std::mem::replace(&mut connection.greeted, true)
+                        && let Some(stranger) = connection.stranger.take()
+                    {
+                        self.strangers.leave(stranger);
+                    }
                     self.broker.handle(Input::Message { conn, message }, now);
                     taken += 1;
                     let enough = taken >= most || self.broker.pending_outputs() >= MAX_OUTPUTS;
@@ -56,34 +67,18 @@ impl State {
                         self.broker.handle(Input::Heard { conn }, now);
                     }
                     connection.floods = std::mem::take(&mut connection.taken) + taken >= MAX_MESSAGES;
-                    return NextRead::Read(connection.codec.missing(buffer));
-                }
-                Ok(Decoded::Opened(dialect)) if !connection.surplus => {
-                    mark(&mut self.dirty, conn, connection);
-                    connection.known = true;
-                    if dialect == Dialect::Json
-                        && let Err(error) = connection.stream.set_keepalive(self.config.ping_interval)
-                    {
-                        tracing::debug!(%conn, %error, "no keepalive");
-                    }
-                    let speaks = match dialect {
-                        Dialect::Binary => Speaks::Binary,
-                        Dialect::Json => Speaks::Json,
+                    let missing = connection.codec.missing(buffer);
+                    return match connection.greeted {
+                        true => NextRead::Read(missing),
+                        false => NextRead::Greeting(missing),
                     };
-                    tracing::debug!(%conn, peer = connection.peer(), ?speaks, "opened");
-                    self.broker.handle(Input::Opened { conn, speaks }, now);
                 }
-                Ok(Decoded::Opened(_)) => {
-                    let message = format!(
-                        "this server has all the connections that it may have (max-connections = {})",
-                        self.max_connections
-                    );
-                    if let Some(left_out) = self.surplus_lines.line(now.mono) {
-                        tracing::warn!(%conn, peer = connection.peer(), left_out, message);
+                Ok(Decoded::Opened(dialect)) => {
+                    if !self.open(conn, dialect, now) {
+                        return NextRead::Discard;
                     }
-                    self.count(RefusalCause::Surplus, now);
-                    self.refuse(conn, &WireError::new(Code::Overloaded, message), now);
-                    return NextRead::Discard;
+                    let Some(opened) = self.connections.get_mut(conn) else { return NextRead::Discard };
+                    connection = opened;
                 }
                 Err(error) => {
                     self.refuse_unreadable(conn, &error, now);
@@ -102,6 +97,7 @@ impl State {
         let within = match connection.codec.dialect() {
             Some(Dialect::Binary) => "a frame",
             Some(Dialect::Json) => "an object",
+            None if connection.awaits_header => "the PROXY header",
             None if Preface::MAGIC.starts_with(&begun[..begun.len().min(Preface::MAGIC.len())]) => {
                 "the preface"
             }
@@ -114,7 +110,7 @@ impl State {
     /// What came on this connection cannot be read.
     fn refuse_unreadable(&mut self, conn: ConnId, error: &WireError, now: Now) {
         if let Some(connection) = self.connections.get_mut(conn) {
-            tracing::debug!(%conn, peer = connection.peer(), %error, "refused");
+            tracing::debug!(%conn, address = %connection.address, %error, "refused");
         }
         // First the answers to what came before it: nothing is sent behind a refusal.
         self.act(now);

@@ -54,7 +54,11 @@ pub(crate) struct Json {
 
 impl Json {
     pub(crate) fn connect(server: &Handle) -> Self {
-        Self { socket: connect(server), heard: Vec::new() }
+        Self::over(connect(server))
+    }
+
+    pub(crate) fn over(socket: TcpStream) -> Self {
+        Self { socket, heard: Vec::new() }
     }
 
     pub(crate) fn say(&mut self, text: &str) {

@@ -11,7 +11,7 @@ use super::{
 /// What the model wants to know of an input.
 pub(crate) fn heard(input: &Input) -> Heard {
     match input {
-        Input::Opened { conn, speaks } => Heard::Opened { conn: *conn, speaks: *speaks },
+        Input::Opened { conn, speaks, .. } => Heard::Opened { conn: *conn, speaks: *speaks },
         Input::HalfClosed { conn } => Heard::HalfClosed { conn: *conn },
         Input::Closed { conn } => Heard::Closed { conn: *conn },
         Input::Clogged { conn } => Heard::Clogged { conn: *conn, clogged: true },
@@ -54,6 +54,7 @@ fn heard_message(conn: ConnId, message: &ClientMessage) -> Heard {
                 max_attempts: u32::from(request.max_attempts),
                 timeout: std::time::Duration::from_millis(u64::from(request.timeout_ms)),
                 bytes: request.content.len(),
+                forbidden: false,
             },
         },
         ClientMessage::Cancel(Target::Number(number)) => {

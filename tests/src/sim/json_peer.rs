@@ -1,13 +1,14 @@
 //! A client that knows only the JSON table of the protocol: it asks and handles by `init`, requests, `response` and
 //! `error`, with or without new lines, several objects in one write or one in many.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use ringpost_protocol::Code;
 use serde_json::{Value, json};
 
 use super::{
     ledger::{Entry, Ledger, Said, Told},
+    limits::Limits,
     peer::{number_in, payload},
     rng::Rng,
     rules::{Verdict, Violation},
@@ -32,11 +33,13 @@ pub(crate) struct JsonPeer {
     open: BTreeMap<u64, Kind>,
     /// What it handles, with its concurrency: said again on each connection.
     handles: BTreeMap<&'static str, u32>,
+    /// What it may do, if not everything.
+    limits: Option<Arc<Limits>>,
     rng: Rng,
 }
 
 impl JsonPeer {
-    pub(crate) fn new(process: usize, mut rng: Rng) -> Self {
+    pub(crate) fn new(process: usize, limits: Option<Arc<Limits>>, mut rng: Rng) -> Self {
         Self {
             process,
             link: None,
@@ -45,6 +48,7 @@ impl JsonPeer {
             outgoing: Vec::new(),
             open: BTreeMap::new(),
             handles: BTreeMap::new(),
+            limits,
             rng,
         }
     }
@@ -121,8 +125,17 @@ impl JsonPeer {
         let kind = if ask.kind == Kind::Send { Kind::Request } else { ask.kind };
         let timeout = ask.timeout.div_ceil(1000);
         let process = self.process;
+        let forbidden = self.limits.as_ref().is_some_and(|limits| !limits.may_request(ask.action));
         ledger.asks(
-            &Entry { token, process, kind, timeout: timeout * 1000, resumes: false, durable: None },
+            &Entry {
+                token,
+                process,
+                kind,
+                timeout: timeout * 1000,
+                resumes: false,
+                durable: None,
+                forbidden,
+            },
             time,
         );
         self.open.insert(token, kind);

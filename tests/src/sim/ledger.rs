@@ -29,6 +29,8 @@ struct Asked {
     resumes: bool,
     /// It is kept for so long, whatever happens.
     durable: Option<u64>,
+    /// Its client may not ask for it.
+    forbidden: bool,
     /// Something happened for which it may be lost.
     excused: bool,
     /// Its way to its requester was disturbed: it may come late.
@@ -65,6 +67,7 @@ pub(crate) struct Entry {
     pub(crate) timeout: u64,
     pub(crate) resumes: bool,
     pub(crate) durable: Option<u64>,
+    pub(crate) forbidden: bool,
 }
 
 /// The book of all requests.
@@ -98,6 +101,7 @@ impl Ledger {
             timeout: entry.timeout,
             resumes: entry.resumes,
             durable: entry.durable,
+            forbidden: entry.forbidden,
             excused: false,
             disturbed: false,
             cancelled: false,
@@ -249,6 +253,14 @@ impl Ledger {
 impl Asked {
     fn is_true(&self, token: u64, told: &Told) -> Verdict {
         let said = |number: &Option<u64>| number.and_then(|number| self.answers.get(&number));
+        let leaks = matches!(
+            told,
+            Told::Reply(_)
+                | Told::Remote(_)
+                | Told::Accepted
+                | Told::Error(Code::NoHandler | Code::HandlerLost)
+        );
+        ensure!(!(self.forbidden && leaks), Forbidden, "request {token} is told {told:?}: {self:?}");
         match told {
             Told::Reply(number) => {
                 let given = said(number) == Some(&Said::Reply) && self.kind != Kind::Send;
@@ -266,6 +278,7 @@ impl Asked {
                     Code::Cancelled => self.cancelled,
                     Code::ConnectionLost | Code::Connect | Code::SessionTaken => excused,
                     Code::Timeout if durable && self.resumes => self.timeout < PATIENCE,
+                    Code::Forbidden => self.forbidden,
                     Code::NoHandler => !durable,
                     Code::StorageFull | Code::DurableUnavailable | Code::Recovering => durable,
                     Code::Timeout | Code::Expired | Code::HandlerLost => true,

@@ -9,6 +9,7 @@
 //! | `network` | links that delay, cut into pieces, stall and break; they never reorder or change bytes |
 //! | `server` | the broker's core behind the server's codec, as the server drives it |
 //! | `durable` | the broker's log on the twin of a disk, crashes, and what must survive them |
+//! | `limits` | what some clients may not do, and whether that holds |
 //! | `heard` | what the model hears of what the core is told |
 //! | `peer` | a client core with the wire's codec, as the SDK drives it, and an application on top |
 //! | `json_peer` | a client that knows only the JSON table of the protocol |
@@ -27,6 +28,7 @@ mod faults;
 mod heard;
 mod json_peer;
 mod ledger;
+mod limits;
 mod model;
 mod network;
 mod peer;

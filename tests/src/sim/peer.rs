@@ -1,6 +1,9 @@
 //! A client core with the wire's codec, driven as the SDK drives it, and an application on top that asks and handles.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use bytes::{Bytes, BytesMut};
 use ringpost_client::{
@@ -16,6 +19,7 @@ use ringpost_protocol::{
 
 use super::{
     ledger::{Entry, Ledger, Said, Told},
+    limits::Limits,
     rng::Rng,
     rules::{Verdict, Violation},
     script::{Ask, Kind},
@@ -42,11 +46,13 @@ pub(crate) struct Peer {
     known_as: Option<(u64, u64)>,
     /// Another process has, or had, the same session.
     pub(crate) contested: bool,
+    /// What it may do, if not everything.
+    limits: Option<Arc<Limits>>,
     rng: Rng,
 }
 
 impl Peer {
-    pub(crate) fn new(process: usize, config: ClientConfig, rng: Rng) -> Self {
+    pub(crate) fn new(process: usize, config: ClientConfig, limits: Option<Arc<Limits>>, rng: Rng) -> Self {
         Self {
             process,
             session: config.session.clone(),
@@ -61,6 +67,7 @@ impl Peer {
             working: BTreeMap::new(),
             known_as: None,
             contested: false,
+            limits,
             rng,
         }
     }
@@ -259,6 +266,7 @@ impl Peer {
                 timeout: ask.timeout,
                 resumes,
                 durable: ask.durable,
+                forbidden: self.limits.as_ref().is_some_and(|limits| !limits.may_request(ask.action)),
             },
             time,
         );

@@ -76,6 +76,8 @@ pub struct Settings {
     pub never: u64,
     /// Thousandths of payloads that are large.
     pub large: u64,
+    /// Thousandths of clients that may not do everything.
+    pub limited: u64,
     /// How its log is kept, if it has one.
     pub log: Option<LogSettings>,
     /// The broker's.
@@ -99,6 +101,7 @@ impl Settings {
             stuck: 5,
             never: 100,
             large: 10,
+            limited: 0,
             log: None,
             config: Config {
                 boot: 1,
@@ -113,6 +116,8 @@ impl Settings {
             settings.config.dispatch_interval = Duration::from_micros(rng.between(100, 5000));
         }
         settings.apply(profile, rng);
+        // Last: what was drawn before stays what it was.
+        settings.limited = if rng.chance(250) { rng.pick(&[200, 500, 1000]) } else { 0 };
         settings
     }
 

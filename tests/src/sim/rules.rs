@@ -55,6 +55,8 @@ pub enum Rule {
     DeadLetters,
     /// Whatever a crash leaves of a log can be read.
     Recovery,
+    /// Nothing forbidden reaches a handler, nobody is shown what it may not ask, and nothing is forbidden that is allowed.
+    Forbidden,
     /// What a core checks of itself, or a panic.
     Invariant,
 }

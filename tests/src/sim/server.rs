@@ -1,9 +1,14 @@
 //! The broker's core behind the server's codec, driven as the server drives it, with the model listening.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
 use bytes::BytesMut;
-use ringpost_broker::{Broker, Config, ConnId, Input, Output, Read, RefusalCause, Speaks, log::OperationId};
+use ringpost_broker::{
+    Broker, Config, ConnId, Identity, Input, Output, Read, RefusalCause, Speaks, log::OperationId,
+};
 use ringpost_protocol::{
     Content, Outgoing,
     dialect::{Decoded, Dialect, ServerCodec},
@@ -17,6 +22,7 @@ use serde_json::Value;
 use super::{
     durable::{Durable, Opened, Stepped},
     heard::heard,
+    limits::{Judge, Limits},
     model::{Heard, Model},
     rules::{Verdict, Violation},
 };
@@ -54,12 +60,15 @@ pub(crate) struct Server {
     told: VecDeque<(u64, Heard, Time)>,
     /// Outputs taken so far.
     taken: u64,
+    judge: Judge,
     /// What was said by both sides since it was last looked at, if anybody wants to know.
     pub(crate) notes: Option<Vec<String>>,
 }
 
 struct Connection {
     link: usize,
+    /// What it may do, if not everything.
+    limits: Option<Arc<Limits>>,
     codec: ServerCodec,
     received: BytesMut,
     outgoing: Outgoing,
@@ -94,6 +103,7 @@ impl Server {
             parser: Parser::new(),
             told: VecDeque::new(),
             taken: 0,
+            judge: Judge::default(),
             notes: None,
         }
     }
@@ -196,7 +206,7 @@ impl Server {
         self.broker.log().is_none_or(|log| log.stable() == log.appended() && log.failed().is_none())
     }
 
-    pub(crate) fn accept(&mut self, link: usize) {
+    pub(crate) fn accept(&mut self, link: usize, limits: Option<Arc<Limits>>) {
         let conn = self.free.pop().unwrap_or_else(|| {
             self.next += 1;
             ConnId(self.next - 1)
@@ -204,6 +214,7 @@ impl Server {
         self.by_link.insert(link, conn);
         let connection = Connection {
             link,
+            limits,
             codec: ServerCodec::new(self.boot, MAX_PAYLOAD),
             received: BytesMut::new(),
             outgoing: Outgoing::new(),
@@ -239,7 +250,10 @@ impl Server {
             Ok(Decoded::Opened(dialect)) => {
                 connection.known = true;
                 let speaks = if dialect == Dialect::Json { Speaks::Json } else { Speaks::Binary };
-                Some(Input::Opened { conn, speaks })
+                let limits = connection.limits.clone();
+                let identity = Limits::identity(limits.as_ref());
+                self.judge.opened(conn, limits);
+                Some(Input::Opened { conn, speaks, identity })
             }
             Ok(Decoded::Message(message)) => {
                 connection.greeted = true;
@@ -352,7 +366,8 @@ impl Server {
             content: Content::from_parts(b"$sys.stats", b"", b"", b""),
             ..Request::default()
         };
-        self.broker.handle(Input::Opened { conn, speaks: Speaks::Binary }, now);
+        self.broker
+            .handle(Input::Opened { conn, speaks: Speaks::Binary, identity: Identity::default() }, now);
         for message in [ClientMessage::Hello(Hello::default()), ClientMessage::Request(request)] {
             self.broker.handle(Input::Message { conn, message }, now);
         }
@@ -377,7 +392,15 @@ impl Server {
     /// Tells the core, and notes what for the model.
     fn tell(&mut self, input: Input, now: Now) {
         let at = self.taken + self.broker.pending_outputs() as u64;
-        self.told.push_back((at, heard(&input), now.mono));
+        let mut heard = heard(&input);
+        if self.judge.forbids(&input) {
+            match &mut heard {
+                Heard::Asked { asked, .. } => asked.forbidden = true,
+                // The model knows nothing of it: what is refused does not count.
+                other => *other = Heard::Other,
+            }
+        }
+        self.told.push_back((at, heard, now.mono));
         if let Some(notes) = &mut self.notes
             && !matches!(input, Input::Logged | Input::Heard { .. })
         {
@@ -401,6 +424,7 @@ impl Server {
             if let Some(notes) = &mut self.notes {
                 notes.push(format!("    says {output:?}"));
             }
+            self.judge.said(&output)?;
             if let Some(model) = &mut self.model {
                 model.said(&output)?;
             }

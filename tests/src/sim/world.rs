@@ -98,7 +98,7 @@ impl<'a> World<'a> {
             server_ahead: 0,
             wall_offset_ms: 0,
             processes: Vec::new(),
-            seats: (0..settings.clients + settings.json_clients).map(|_| Seat::default()).collect(),
+            seats: (0..settings.clients + settings.json_clients).map(|seat| Seat::new(plan, seat)).collect(),
             links: Vec::new(),
             ledger: Ledger::default(),
             habits: Habits {
@@ -304,11 +304,11 @@ impl<'a> World<'a> {
                 max_unclaimed: if settings.log.is_some() && rng.chance(600) { 8 } else { 0 },
                 ..ClientConfig::default()
             };
-            let mut peer = Peer::new(process, config, rng.clone());
+            let mut peer = Peer::new(process, config, place.limits.clone(), rng.clone());
             peer.contested = contested;
             Party::Client(Box::new(peer))
         } else {
-            Party::Json(JsonPeer::new(process, rng.clone()))
+            Party::Json(JsonPeer::new(process, place.limits.clone(), rng.clone()))
         };
         self.processes.push(Process { seat, party, alive: true, hangs_until: 0, ahead: 0, timer: None, rng });
         let now = self.clock_of(process);

@@ -36,7 +36,7 @@ impl Logged {
     fn says_hello(&mut self, session: &'static str, connection: u32) -> ConnId {
         let conn = ConnId(self.stage.connections);
         self.stage.connections += 1;
-        self.input(Input::Opened { conn, speaks: Speaks::Binary });
+        self.input(Input::Opened { conn, speaks: Speaks::Binary, identity: Identity::default() });
         self.say(conn, hello(session, 5, connection));
         conn
     }

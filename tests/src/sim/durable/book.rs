@@ -193,6 +193,12 @@ impl Book {
             ClientMessage::Request(request) if request.flags.has(RequestFlags::DURABLE) => {
                 self.asks(conn, request, time);
             }
+            // A session that was forgotten counts anew: the number is no durable request's any more.
+            ClientMessage::Request(request) => {
+                if let Some(talker) = self.talkers.get(&conn) {
+                    self.numbers.remove(&(talker.who.clone(), request.number));
+                }
+            }
             ClientMessage::Answer(answer) => self.answers(conn, answer),
             ClientMessage::Acknowledge(Target::Number(sequence)) => self.acknowledges(conn, *sequence, time),
             ClientMessage::Resume(resume) => {
@@ -396,6 +402,7 @@ impl Book {
                     | Code::Draining
                     | Code::Overloaded
                     | Code::Recovering
+                    | Code::Forbidden
             )
         );
         let seen = disk.seen()?;

@@ -44,7 +44,10 @@ impl Book {
         }
         // What was heard later is in the log: so is whatever followed from what was heard before.
         let logged_later = |time: u64| {
-            let heard = |promise: &Promise| self.asked.get(&promise.token).map(|asked| asked.heard);
+            // One that was promised before it was heard again was refused then: nothing of it was logged later.
+            let heard = |promise: &Promise| {
+                self.asked.get(&promise.token).map(|asked| asked.heard).filter(|heard| *heard <= promise.at)
+            };
             self.promised.values().filter_map(heard).any(|heard| heard > time)
         };
         for count in view.living.keys().filter(|_| self.policy == SyncPolicy::Always) {

@@ -114,6 +114,8 @@ pub(crate) struct Asked {
     pub(crate) max_attempts: u32,
     pub(crate) timeout: Duration,
     pub(crate) bytes: usize,
+    /// Its connection may not ask for it.
+    pub(crate) forbidden: bool,
 }
 
 pub(crate) type HandlerKey = u64;

@@ -91,6 +91,7 @@ impl Model {
             Code::NoHandler => fresh && self.handlers_for(&request.action).is_empty(),
             Code::Draining => self.draining,
             Code::Overloaded => fresh,
+            Code::Forbidden => fresh && request.forbidden,
             _ => false,
         };
         ensure!(cause, Truth, "{code} is told of {request:?}");

@@ -26,6 +26,7 @@ pub(super) struct Request {
     max_attempts: u32,
     pub(super) attempts: u32,
     pub(super) bytes: usize,
+    pub(super) forbidden: bool,
     pub(super) deadline: Time,
     id: Option<RequestId>,
     /// When it began to wait again after a lost attempt, by count of what was heard.
@@ -130,6 +131,7 @@ impl Model {
                 max_attempts: asked.max_attempts.max(1),
                 attempts: 0,
                 bytes: asked.bytes,
+                forbidden: asked.forbidden,
                 deadline,
                 id: None,
                 lost_at: None,
@@ -153,6 +155,7 @@ impl Model {
             return Ok(());
         }
         let (action, broadcast) = (request.action.clone(), request.broadcast);
+        ensure!(!request.forbidden, Forbidden, "{request:?} waits");
         let nobody = self.handlers_for(&action).is_empty();
         ensure!(!nobody, Truth, "{:?} waits, and nobody handles {action:?}", self.requests.get(&key));
         if broadcast {

@@ -1,10 +1,12 @@
 //! Who takes part in a history, and what can happen in it.
 
+use std::sync::Arc;
+
 use ringpost_broker::{Read, log::OperationId};
 use ringpost_client::{DeliveryKey, UnclaimedKey};
 
 use super::SECOND;
-use crate::sim::{json_peer::JsonPeer, network::End, peer::Peer, rng::Rng};
+use crate::sim::{json_peer::JsonPeer, limits::Limits, network::End, peer::Peer, rng::Rng, run::Plan};
 
 /// What handlers are like.
 #[derive(Debug, Clone)]
@@ -186,6 +188,16 @@ pub(crate) struct Seat {
     /// The session's name has this number behind it.
     pub(super) session: u64,
     pub(crate) unreachable_until: u64,
+    /// What its clients may do, if not everything.
+    pub(crate) limits: Option<Arc<Limits>>,
     /// An earlier process lives, and has the same session's name.
     pub(crate) contested: bool,
+}
+
+impl Seat {
+    pub(super) fn new(plan: &Plan, seat: usize) -> Self {
+        let mut rng = Rng::of(plan.seed, [seat as u64, 0, 3]);
+        let limited = rng.chance(plan.settings.limited);
+        Self { limits: limited.then(|| Arc::new(Limits::draw(&mut rng))), ..Self::default() }
+    }
 }

@@ -27,12 +27,13 @@ impl World<'_> {
             self.plan_at(self.now + SECOND / 20, Event::Dialed { process });
             return Ok(());
         }
+        let limits = seat.limits.clone();
         let link = self.links.len();
         seat.links += 1;
         let rng = Rng::of(self.plan.seed, [entry.seat as u64, seat.links, 2]);
         self.links.push(Link::new(process, rng));
         if let Some(server) = &mut self.server {
-            server.accept(link);
+            server.accept(link, limits);
         }
         let mute_at = self.now + HANDSHAKE;
         match &mut entry.party {
