@@ -279,9 +279,7 @@ fn run(
             }
         };
         let found = Listening { addresses, admin: admin.as_ref().map(|(_, address)| *address) };
-        let mut all = listeners.clone();
-        all.extend(admin.iter().map(|(listener, _)| listener.clone()));
-        let core = Rc::new(Core::new(config, all, limits, seed, resolver));
+        let core = Rc::new(Core::new(config, listeners.clone(), limits, seed, resolver));
         start_watching(&core).await;
         for address in &found.addresses {
             tracing::info!(%address, instances = core.config.instances.len(), "listening");
@@ -290,9 +288,9 @@ fn run(
         for listener in listeners {
             ring::spawn(accept(core.clone(), listener));
         }
-        if let Some((listener, address)) = admin {
+        if let Some((listener, address)) = &admin {
             tracing::info!(%address, "listening for requests for figures");
-            ring::spawn(admin::accept(core.clone(), listener));
+            ring::spawn(admin::accept(core.clone(), listener.clone()));
         }
         let by_signal = Rc::new(Cell::new(Ended::Stopped));
         match control {
@@ -303,6 +301,10 @@ fn run(
         }
         listening(&found);
         core.ended.wait().await;
+        // Until now it told how the draining goes.
+        if let Some((listener, _)) = &admin {
+            listener.close();
+        }
         if core.crashed.get() {
             // Nobody shall be left hanging on a balancer that does not carry any more.
             core.cut_all();

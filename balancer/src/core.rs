@@ -247,10 +247,11 @@ impl Core {
     pub(crate) fn drain(self: &Rc<Self>, address: &str, drain: bool) -> bool {
         let Some(member) = self.roster.borrow().named(address) else { return false };
         if self.roster.borrow_mut().drain(member, drain) {
-            tracing::info!(instance = address, drain, "told to drain, or to go on");
             if drain {
+                tracing::info!(instance = address, "draining: it gets no new connections");
                 self.cut_when_drained(member);
             } else {
+                tracing::info!(instance = address, "drains no more");
                 self.available.notify_waiters();
             }
         }
