@@ -348,6 +348,10 @@ async fn accept(core: Rc<Core>, listener: Listener) {
         match listener.accept().await {
             Ok(stream) => {
                 let place = core.place().await;
+                // One that was under way when the listener was closed.
+                if core.is_leaving() {
+                    return;
+                }
                 add(&core.accepted, 1);
                 ring::spawn(session::serve(core.clone(), stream, place));
             }

@@ -10,8 +10,8 @@ const PIPE_BYTES: usize = 256 << 10;
 /// Buffers that are kept for the next one.
 const KEPT_BUFFERS: usize = 64;
 
-/// A buffer to copy through.
-pub(crate) type Buffer = Box<[u8; BUFFER_BYTES]>;
+/// A buffer to copy through, of [`BUFFER_BYTES`].
+pub(crate) type Buffer = Vec<u8>;
 
 /// What is there to be lent.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ impl Pools {
     }
 
     pub(crate) fn buffer(&mut self) -> Buffer {
-        self.buffers.pop().unwrap_or_else(|| Box::new([0; BUFFER_BYTES]))
+        self.buffers.pop().unwrap_or_else(|| vec![0; BUFFER_BYTES])
     }
 
     pub(crate) fn give_buffer(&mut self, buffer: Buffer) {

@@ -7,6 +7,7 @@
 use std::{
     io,
     net::{Shutdown, SocketAddr},
+    ops::Range,
     os::fd::{AsRawFd, OwnedFd},
     pin::pin,
     rc::Rc,
@@ -20,7 +21,11 @@ use rustix::{
 };
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
-use crate::{clock, operation::submit, stream::Stream};
+use crate::{
+    clock,
+    operation::submit,
+    stream::{StableBytes, Stream},
+};
 
 /// A TCP connection without blocking. Clones are the same one; the socket is closed with the last of them, and not before
 /// what waits on it has ended.
@@ -132,6 +137,26 @@ impl Endpoint {
     /// What send(2) says; [`io::ErrorKind::WouldBlock`]: there is no room now.
     pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         retry(|| rustix::net::send(&*self.socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL))
+    }
+
+    /// Writes what there is room for of a part of the buffer, and gives the buffer back. Unlike [`Endpoint::try_write`] it is
+    /// submitted with all else of this turn. It does not wait for room either.
+    ///
+    /// # Errors
+    /// What send(2) says; [`io::ErrorKind::WouldBlock`]: there is no room now; [`io::ErrorKind::InvalidInput`] for a part that
+    /// the buffer does not have.
+    #[allow(unsafe_code, reason = "the kernel reads from the buffer")]
+    pub async fn write<B: StableBytes>(&self, buffer: B, part: Range<usize>) -> (io::Result<usize>, B) {
+        let Some(bytes) = buffer.as_ref().get(part) else {
+            return (Err(io::ErrorKind::InvalidInput.into()), buffer);
+        };
+        let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let flags = (SendFlags::DONTWAIT | SendFlags::NOSIGNAL).bits() as i32;
+        let entry =
+            opcode::Send::new(Fd(self.socket.as_raw_fd()), bytes.as_ptr(), length).flags(flags).build();
+        // SAFETY: `StableBytes` promises that the bytes stay where they are, and they are lent with the socket.
+        let (result, (_, lent)) = unsafe { submit((self.socket.clone(), buffer), entry) }.await;
+        (result.map(|written| written as usize), lent)
     }
 
     /// Ends one half or both. What waits for readiness then goes on. Of a connection that is gone already, nothing is

@@ -46,12 +46,16 @@ fn readiness() {
             written += more;
         }
         assert_eq!(endpoint.try_write(&[7]).unwrap_err().kind(), ErrorKind::WouldBlock);
+        assert_eq!(endpoint.write(vec![7], 0..1).await.0.unwrap_err().kind(), ErrorKind::WouldBlock);
         let reader = std::thread::spawn(move || {
             peer.read_exact(&mut vec![0; written]).unwrap();
             peer
         });
         endpoint.writable().await.unwrap();
         assert!(endpoint.try_write(&[7]).is_ok());
+        let (written, buffer) = endpoint.write(vec![7; 3], 1..3).await;
+        assert_eq!((written.unwrap(), buffer), (2, vec![7; 3]));
+        assert_eq!(endpoint.write(vec![7; 3], 1..4).await.0.unwrap_err().kind(), ErrorKind::InvalidInput);
         reader.join().unwrap().shutdown(Shutdown::Write).unwrap();
         endpoint.readable().await.unwrap();
         assert_eq!(endpoint.try_read(&mut buffer).unwrap(), 0);

@@ -162,7 +162,7 @@ impl Running {
                 let mut config = NamedTempFile::new()?;
                 write!(
                     config,
-                    "global\n nbthread 1\n maxconn 20000\ndefaults\n mode tcp\n option splice-auto\n timeout connect 5s\n \
+                    "global\n nbthread 1\n maxconn 6000\ndefaults\n mode tcp\n option splice-auto\n timeout connect 5s\n \
                      timeout client 1h\n timeout server 1h\nlisten bench\n bind {address}\n server one {to}\n"
                 )?;
                 config.flush()?;

@@ -38,7 +38,7 @@ pub(crate) async fn echo() -> Outcome {
             });
         }
     });
-    wait_for_end().await
+    Ok(wait_for_end().await?)
 }
 
 /// So many clients that each send something and compare what comes back, again and again, with a pause of about
