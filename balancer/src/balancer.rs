@@ -285,6 +285,7 @@ fn run(
             tracing::info!(%address, instances = core.config.instances.len(), "listening");
         }
         ring::spawn(core.clone().sweep());
+        ring::spawn(core.clone().see_turns());
         for listener in listeners {
             ring::spawn(accept(core.clone(), listener));
         }

@@ -55,7 +55,7 @@ pub(crate) async fn carry(core: Rc<Core>, session: Rc<Session>, way: Way) {
             },
             Output::Fill => hands.fill(&core, from),
             Output::Write | Output::Drain => {
-                let input = match hands.small() {
+                let input = match hands.small().filter(|_| core.turn.goes_together()) {
                     Some(small) => hands.write_in_turn(small, to).await,
                     None => hands.write(to),
                 };

@@ -25,6 +25,7 @@ use crate::{
     resolver::Resolver,
     roster::{Changes, MemberId, Roster, add},
     session::{Session, SessionKey},
+    turn::Turn,
     watch,
 };
 
@@ -42,6 +43,7 @@ pub(crate) struct Core {
     pub(crate) roster: RefCell<Roster>,
     pub(crate) pools: RefCell<Pools>,
     pub(crate) resolver: Resolver,
+    pub(crate) turn: Turn,
     sessions: RefCell<SlotMap<SessionKey, Rc<Session>>>,
     /// Clients that are there, those without an instance too.
     places: Cell<usize>,
@@ -95,6 +97,7 @@ impl Core {
             roster: RefCell::new(Roster::new(&config, seed)),
             pools: RefCell::new(Pools::new(limits.pipes)),
             resolver,
+            turn: Turn::default(),
             sessions: RefCell::default(),
             places: Cell::new(0),
             max_places: limits.sessions,
@@ -319,6 +322,12 @@ impl Core {
         if self.leaving.get() && self.places.get() == 0 {
             self.ended.set();
         }
+    }
+
+    /// Sees turns end, for ever.
+    pub(crate) async fn see_turns(self: Rc<Self>) {
+        let _crash = CrashWithMe(self.clone());
+        self.turn.see_ends().await;
     }
 
     /// Looks after sessions that are idle and pipes that nobody needs, for ever.

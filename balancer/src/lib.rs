@@ -25,6 +25,7 @@
 //! | `choice`, `health`, `roster` | pure: who gets a connection |
 //! | `session`, `carry`, `connect` | a client's connection, from its accept to its end |
 //! | `pools` | buffers and pipes, which sessions have only while bytes are on their way |
+//! | `turn` | whether small writes are worth sending together |
 //! | `watch`, `resolver` | probes and names |
 //! | `core` | what all of them share |
 //! | `admin`, `stats` | what is going on |
@@ -48,6 +49,7 @@ mod roster;
 mod session;
 mod spec;
 mod stats;
+mod turn;
 mod watch;
 
 pub use balancer::{Balancer, Builder, Crashed, Ended, Handle, Listening};

@@ -178,12 +178,14 @@ impl Running {
         Ok(Self { server, address, service, _config: config })
     }
 
-    fn measure(&self, load: Load, time: Duration, most: u64) -> anyhow::Result<Figures> {
-        let mut ends = Ends::connect(self.address, &self.service, load)?;
-        ends.run(WARM_UP, most)?;
-        let meter = self.server.as_ref().map(|server| CpuMeter::start(server.pid())).transpose()?;
-        let carried = ends.run(time, most)?;
-        let used = meter.map(|meter| meter.used()).transpose()?;
+    fn measure(&self, load: Load, plan: Plan, time: Duration, most: u64) -> anyhow::Result<Figures> {
+        let (carried, used) = on_core(plan.cores.map(|cores| cores.load), || {
+            let mut ends = Ends::connect(self.address, &self.service, load)?;
+            ends.run(WARM_UP, most)?;
+            let meter = self.server.as_ref().map(|server| CpuMeter::start(server.pid())).transpose()?;
+            let carried = ends.run(time, most)?;
+            Ok((carried, meter.map(|meter| meter.used()).transpose()?))
+        })?;
         ensure!(carried.messages > 0, "nothing came through");
         let messages = carried.messages as f64;
         Ok(Figures {
@@ -212,52 +214,50 @@ pub fn measure(
     let mut all = Balancers { versions: versions.into_iter().flatten().collect(), ..Balancers::default() };
     let empty = || with_direct.iter().map(|side| (side.name(), Vec::new())).collect();
     all.rows = ROWS.iter().map(|&row| (row, empty())).collect();
-    on_core(plan.cores.map(|cores| cores.load), || {
-        for run in 1..=plan.runs {
-            for (row, measured) in &mut all.rows {
-                for (side, (name, figures)) in with_direct.iter().zip(measured) {
-                    let one = Running::start(side, &[], plan)
-                        .and_then(|running| running.measure(row.load, plan.duration, u64::MAX))
-                        .with_context(|| format!("run {run}, {}, {name}", row.name))?;
-                    let cpu = one.cpu_us.map_or_else(String::new, |cpu| format!(", {cpu:.2} µs CPU"));
-                    tell(&format!(
-                        "run {run}, {}, {name}: {:.0}/s{cpu}, p50 {:.0} µs",
-                        row.name, one.per_second, one.p50_us
-                    ));
-                    figures.push(one);
-                }
+    for run in 1..=plan.runs {
+        for (row, measured) in &mut all.rows {
+            for (side, (name, figures)) in with_direct.iter().zip(measured) {
+                let one = Running::start(side, &[], plan)
+                    .and_then(|running| running.measure(row.load, plan, plan.duration, u64::MAX))
+                    .with_context(|| format!("run {run}, {}, {name}", row.name))?;
+                let cpu = one.cpu_us.map_or_else(String::new, |cpu| format!(", {cpu:.2} µs CPU"));
+                tell(&format!(
+                    "run {run}, {}, {name}: {:.0}/s{cpu}, p50 {:.0} µs",
+                    row.name, one.per_second, one.p50_us
+                ));
+                figures.push(one);
             }
         }
-        for side in &sides {
-            let load = Load { connections: 1, in_flight: 16, size: STREAM_PIECE, echo: false };
-            let pieces = STREAM_BYTES / STREAM_PIECE as u64;
-            let one = Running::start(side, &[], plan)?.measure(load, Duration::from_secs(3600), pieces)?;
-            let gigabytes = one.per_second * STREAM_PIECE as f64 / 1e9;
-            let ms = one.cpu_us.unwrap_or_default() / 1e3 * 1e9 / STREAM_PIECE as f64;
-            tell(&format!("a stream of 10 GiB, {}: {gigabytes:.2} GB/s, {ms:.0} ms CPU/GB", side.name()));
-            all.stream.push((side.name(), gigabytes, ms));
+    }
+    for side in &sides {
+        let (gigabytes, ms) = stream(side, plan)?;
+        tell(&format!("a stream of 10 GiB, {}: {gigabytes:.2} GB/s, {ms:.0} ms CPU/GB", side.name()));
+        all.stream.push((side.name(), gigabytes, ms));
+        let each = idle(side, plan)?;
+        tell(&format!("an idle session, {}: {each:.0} bytes", side.name()));
+        all.idle.push((side.name(), each));
+    }
+    for size in SIZES {
+        let mut costs = [0.0; 3];
+        for (cost, carrier) in costs.iter_mut().zip(CARRIERS) {
+            let load = Load { connections: 8, in_flight: 4, size, echo: true };
+            let running = Running::start(&sides[0], &["--splicing", carrier], plan)?;
+            *cost = running.measure(load, plan, plan.duration, u64::MAX)?.cpu_us.unwrap_or_default();
         }
-        for side in &sides {
-            let each = idle(side, plan)?;
-            tell(&format!("an idle session, {}: {each:.0} bytes", side.name()));
-            all.idle.push((side.name(), each));
-        }
-        for size in SIZES {
-            let mut costs = [0.0; 3];
-            for (cost, carrier) in costs.iter_mut().zip(CARRIERS) {
-                let load = Load { connections: 8, in_flight: 4, size, echo: true };
-                let running = Running::start(&sides[0], &["--splicing", carrier], plan)?;
-                *cost = running.measure(load, plan.duration, u64::MAX)?.cpu_us.unwrap_or_default();
-            }
-            tell(&format!(
-                "{size} B: copied {:.2}, spliced {:.2}, adaptive {:.2} µs",
-                costs[0], costs[1], costs[2]
-            ));
-            all.carriers.push((size, costs));
-        }
-        Ok(())
-    })?;
+        let [copied, spliced, adaptive] = costs;
+        tell(&format!("{size} B: copied {copied:.2}, spliced {spliced:.2}, adaptive {adaptive:.2} µs"));
+        all.carriers.push((size, costs));
+    }
     Ok(all)
+}
+
+/// One client sends a long stream to the service: GB/s, and the balancer's CPU for a GB in ms.
+fn stream(side: &Side, plan: Plan) -> anyhow::Result<(f64, f64)> {
+    let load = Load { connections: 1, in_flight: 16, size: STREAM_PIECE, echo: false };
+    let pieces = STREAM_BYTES / STREAM_PIECE as u64;
+    let one = Running::start(side, &[], plan)?.measure(load, plan, Duration::from_secs(3600), pieces)?;
+    let ms_each = one.cpu_us.unwrap_or_default() / 1e3;
+    Ok((one.per_second * STREAM_PIECE as f64 / 1e9, ms_each * 1e9 / STREAM_PIECE as f64))
 }
 
 /// Opens many sessions that each have said something, and sees what memory has grown.
