@@ -128,7 +128,7 @@ impl Hands {
         came(outcome, LIKELY_MORE_BYTES)
     }
 
-    /// The bytes in a buffer that are few, and which nobody has tried to write yet.
+    /// The bytes in a buffer, if they are few and none of them has gone.
     fn small(&self) -> Option<Range<usize>> {
         match self {
             Self::Buffer { start: 0, end, .. } if *end <= SMALL_BYTES => Some(0..*end),

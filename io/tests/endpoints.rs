@@ -53,8 +53,8 @@ fn readiness() {
         });
         endpoint.writable().await.unwrap();
         assert!(endpoint.try_write(&[7]).is_ok());
-        let (written, buffer) = endpoint.write(vec![7; 3], 1..3).await;
-        assert_eq!((written.unwrap(), buffer), (2, vec![7; 3]));
+        let (written, back) = endpoint.write(vec![7; 3], 1..3).await;
+        assert_eq!((written.unwrap(), back), (2, vec![7; 3]));
         assert_eq!(endpoint.write(vec![7; 3], 1..4).await.0.unwrap_err().kind(), ErrorKind::InvalidInput);
         reader.join().unwrap().shutdown(Shutdown::Write).unwrap();
         endpoint.readable().await.unwrap();
