@@ -14,9 +14,12 @@ use common::{PATIENCE, Service, ask, config, connect, echo, name, start, state, 
 use ringpost_balancer::{Choice, Health, Instance, WhenDown};
 use ringpost_protocol::proxy;
 
-/// An address that nobody listens on.
-fn nobody() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+/// An address that nobody listens on, for as long as the socket is there.
+fn nobody() -> (socket2::Socket, SocketAddr) {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    (socket, address)
 }
 
 /// Connections take turns over the instances.
@@ -33,7 +36,8 @@ fn round_robin() {
 #[test]
 fn refused_connections_go_elsewhere() {
     let service = Service::echo();
-    let mut settings = config(&[nobody(), service.address]);
+    let (_nobody, gone) = nobody();
+    let mut settings = config(&[gone, service.address]);
     settings.health = Health::Off;
     settings.health_interval = Duration::from_secs(60);
     let balancer = start(settings);
@@ -50,7 +54,7 @@ fn refused_connections_go_elsewhere() {
 /// With nobody there a client is refused at once, or waits for one that comes, as configured.
 #[test]
 fn nobody_is_there() {
-    let address = nobody();
+    let (nobody, address) = nobody();
     let balancer = start(config(&[address]));
     let mut socket = connect(balancer.address());
     assert!(socket.read(&mut [0; 1]).is_err(), "a reset");
@@ -63,6 +67,7 @@ fn nobody_is_there() {
     let mut socket = connect(balancer.address());
     socket.write_all(b"x").unwrap();
     until("the client waits", || stats(&balancer)["connections"] == 1);
+    drop(nobody);
     let _service = Service::at(address, echo);
     socket.read_exact(&mut [0; 1]).unwrap();
     assert_eq!(stats(&balancer)["refused"], 0);
