@@ -9,6 +9,8 @@ use ringpost_io::event::Event;
 
 /// Small writes in a turn from which they go together.
 const CROWD: u32 = 4;
+/// Small writes of one turn that go together at most: each has a buffer until it is done.
+const MOST: u32 = 64;
 
 /// What the turns of a thread are like.
 #[derive(Debug, Default)]
@@ -26,7 +28,7 @@ impl Turn {
         if self.writes.replace(self.writes.get().saturating_add(1)) == 0 {
             self.begun.set();
         }
-        self.last.get() >= CROWD
+        self.last.get() >= CROWD && self.writes.get() <= MOST
     }
 
     /// Sees turns end, for ever. Whoever is woken by the first write of a turn runs behind all who were ready then.
@@ -56,6 +58,12 @@ mod tests {
             for _ in 0..CROWD {
                 assert!(!turn.goes_together());
             }
+            ring::give_way().await;
+            assert!(turn.goes_together());
+            for _ in 1..MOST {
+                turn.goes_together();
+            }
+            assert!(!turn.goes_together(), "each of them has a buffer");
             ring::give_way().await;
             assert!(turn.goes_together());
             ring::give_way().await;
