@@ -245,7 +245,8 @@ fn reload_under_load() {
         until(&format!("round {round} is read"), || {
             let mut names = names();
             let mut wanted: Vec<_> = list.iter().map(|it| it.split(',').next().unwrap().to_owned()).collect();
-            (names.sort(), wanted.sort());
+            names.sort();
+            wanted.sort();
             names == wanted
         });
         word(balancer.address).unwrap();

@@ -99,13 +99,16 @@ pub struct Figures {
     pub p99_us: f64,
 }
 
+/// The measurements of a row by side.
+pub type BySide = Vec<(&'static str, Vec<Figures>)>;
+
 /// All measurements.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Balancers {
     /// Each side's version.
     pub versions: Vec<String>,
     /// By row and side.
-    pub rows: Vec<(Row, Vec<(&'static str, Vec<Figures>)>)>,
+    pub rows: Vec<(Row, BySide)>,
     /// The long stream by side: GB/s, and CPU in ms for a GB.
     pub stream: Vec<(&'static str, f64, f64)>,
     /// Bytes of resident memory for an idle session, by side.
