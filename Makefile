@@ -33,7 +33,7 @@ lint: ## clippy without warnings
 docs: ## documentation builds without warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
 
-bench: ## figures into bench/RESULTS.md; NATS beside them where nats-server is on the PATH
+bench: ## figures into bench/RESULTS.md; NATS and HAProxy beside them where they are on the PATH
 	$(CARGO) build --release --locked -p ringpost-cli -p ringpost-bench
 	$(BUILT)/ringpost-bench rows --ringpost $(BUILT)/ringpost --runs $(RUNS) --seconds $(SECONDS) --out bench/RESULTS.md
 
@@ -65,7 +65,8 @@ fuzz: ## TARGET=frames|json|broker|client|records|recovery|damage SECONDS=n: lib
 
 faults: ## ROUNDS=n: the fault tests on real processes, the heavy ones too, again and again
 	for round in $$(seq $(ROUNDS)); do $(CARGO) test --locked -p ringpost-tests --test proxy --test signals \
-	  --test restart --test slow --test crowd -- --include-ignored || exit 1; done
+	  --test restart --test slow --test crowd --test balancer -- --include-ignored || exit 1; \
+	  $(CARGO) test --locked -p ringpost-balancer --test relay -- --include-ignored || exit 1; done
 
 simulate: ## SEEDS=n FROM=n: many histories of the simulation; stops at one that fails, and cuts it down
 	$(CARGO) run --quiet --release --locked -p ringpost-tests --bin simulate -- --seeds $(SEEDS) --from $(FROM)

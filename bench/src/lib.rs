@@ -6,6 +6,7 @@
 //! * [`durable`]: durable requests, with [`jetstream`] and [`redis`] beside them.
 //!   [`recovery`]: starting with what they left.
 //! * [`idle`]: the memory of idle connections. [`neighbours`]: what one misbehaving client does to the others.
+//! * [`balancer`]: the load balancer beside HAProxy.
 //! * [`report`]: the results as Markdown.
 //! * [`work`]: the path of a request through the pure crates, for the criterion benches and for [`instructions`], which
 //!   counts its instructions.
@@ -14,6 +15,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod balancer;
 pub mod contest;
 pub mod durable;
 pub mod idle;

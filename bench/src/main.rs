@@ -13,6 +13,7 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ringpost_bench::{
+    balancer,
     contest::{self, Cores, Plan, Side},
     durable, idle,
     instructions::{self, Comparison, Record},
@@ -63,7 +64,7 @@ struct Instructions {
 #[derive(Debug, Args)]
 struct Rows {
     /// What to measure.
-    #[arg(long, value_delimiter = ',', default_value = "rows,durable,recovery,idle,neighbours")]
+    #[arg(long, value_delimiter = ',', default_value = "rows,durable,recovery,balancer,idle,neighbours")]
     parts: Vec<Part>,
     /// Which rows.
     #[arg(long, value_delimiter = ',', default_value = "1,2,3,4,5,7")]
@@ -83,6 +84,9 @@ struct Rows {
     /// The redis-server program, for row 6; without it, the one on the PATH.
     #[arg(long)]
     redis: Option<PathBuf>,
+    /// The haproxy program, for the balancer; without it, the one on the PATH.
+    #[arg(long)]
+    haproxy: Option<PathBuf>,
     /// Measure only one side.
     #[arg(long)]
     only: Option<Only>,
@@ -105,6 +109,8 @@ enum Part {
     Durable,
     /// Starting with a log: speed, time over history, the disk under a steady load. Of Ringpost only.
     Recovery,
+    /// Rows 9 and 10 and more of the load balancer; HAProxy too, if there is one.
+    Balancer,
     /// The memory of idle connections. Of Ringpost only.
     Idle,
     /// What one misbehaving client does to the others. Of Ringpost only.
@@ -193,6 +199,13 @@ fn run(arguments: &Rows, needs_nats: bool) -> anyhow::Result<()> {
         }
         if has(Part::Recovery) {
             results.recovery = Some(recovery::measure(ringpost, plan, tell)?);
+        }
+        if has(Part::Balancer) {
+            let haproxy = arguments.haproxy.clone().or_else(|| on_path("haproxy"));
+            if haproxy.is_none() {
+                tell("no haproxy on the PATH: the balancer is measured alone");
+            }
+            results.balancers = Some(balancer::measure(ringpost, haproxy.as_deref(), plan, tell)?);
         }
         if has(Part::Idle) {
             results.idle = idle::measure(ringpost, plan, tell)?;

@@ -1,5 +1,6 @@
 //! Results as Markdown: the goals at the top, every figure with its spread below, and how to get them again.
 
+mod balancer;
 mod durable;
 mod recovery;
 
@@ -8,6 +9,7 @@ use std::fmt::{self, Write};
 use ringpost_cli::load::{Machine, Outcome};
 
 use crate::{
+    balancer::Balancers,
     contest::{Measured, OWN, PEER, Plan},
     durable::Durable,
     idle::Idle,
@@ -47,6 +49,8 @@ pub struct Results {
     pub durable: Option<Durable>,
     /// Starting with a log.
     pub recovery: Option<Recovery>,
+    /// The load balancer.
+    pub balancers: Option<Balancers>,
 }
 
 /// Writes the whole report.
@@ -79,7 +83,7 @@ pub fn write(
         )?,
         None => writeln!(out, "- {seconds} s each, the sides in turns; nothing pinned")?,
     }
-    let Results { rows, idle, neighbours, durable, recovery } = results;
+    let Results { rows, idle, neighbours, durable, recovery, balancers } = results;
     if rows.iter().any(|row| row.of(OWN).is_some()) {
         write_goals(out, rows)?;
     }
@@ -88,6 +92,9 @@ pub fn write(
     }
     if let Some(recovery) = recovery {
         recovery::write(out, recovery)?;
+    }
+    if let Some(balancers) = balancers {
+        balancer::write(out, balancers)?;
     }
     if !idle.is_empty() {
         write_idle(out, idle)?;

@@ -12,8 +12,8 @@ use ringpost_protocol::limits::{check_name, check_own_name};
 use ringpost_server::units;
 
 use crate::{
-    bench, client::ServerArgs, control, dead, demo, doctor, handle, log, logs::LogArgs, receivers, request,
-    send, serve, stats,
+    balance, bench, client::ServerArgs, control, dead, demo, doctor, handle, log, logs::LogArgs, receivers,
+    request, send, serve, stats,
 };
 
 const EXAMPLES: &str = "\
@@ -61,10 +61,13 @@ impl Cli {
         let cli = Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
         let without_server = match &cli.command {
             Command::Serve(_) | Command::Demo(_) => Some("starts its own"),
+            Command::Balance(_) => Some("has --instance for that"),
             Command::Log(_) => Some("reads files"),
             _ => None,
         };
-        if let (Some(does), Some(flag)) = (without_server, flag_for_clients(&matches)) {
+        let its_own =
+            |flag: &&str| !(matches!(cli.command, Command::Balance(_)) && *flag == "connect-timeout");
+        if let (Some(does), Some(flag)) = (without_server, flag_for_clients(&matches).filter(its_own)) {
             let message = format!("`--{flag}` is for commands that talk to a server: this one {does}");
             return Err(command.error(ErrorKind::ArgumentConflict, message));
         }
@@ -111,7 +114,7 @@ fn is_given(argument: &Arg, line: &[OsString]) -> bool {
 }
 
 /// One of the flags that say where the server is, if the user gave it. Variables of the environment are there for other commands.
-fn flag_for_clients(matches: &ArgMatches) -> Option<&'static str> {
+pub(crate) fn flag_for_clients(matches: &ArgMatches) -> Option<&'static str> {
     let matches = matches.subcommand().map_or(matches, |(_, matches)| matches);
     [("server", "server"), ("connect_timeout", "connect-timeout")]
         .into_iter()
@@ -124,6 +127,7 @@ fn flag_for_clients(matches: &ArgMatches) -> Option<&'static str> {
 #[allow(clippy::large_enum_variant, reason = "there is one of it in a process")]
 pub(crate) enum Command {
     Serve(serve::ServeArgs),
+    Balance(balance::BalanceArgs),
     Handle(handle::HandleArgs),
     Request(request::RequestArgs),
     Send(send::SendArgs),
@@ -196,6 +200,7 @@ mod tests {
         for line in [
             "ringpost serve --id a --listen 127.0.0.1:0 --listen [::1]:0 --dispatch least-busy --dispatch-interval 5ms \
              --max-payload 1MiB --queue-limit 10",
+            "ringpost balance --instance localhost:1 --instance [::1]:2,weight=3 --choice client-hash --connect-timeout 1s",
             "ringpost handle a --echo --concurrency 3",
             "ringpost handle a --reply {}",
             "ringpost handle a -- jq .x",
@@ -238,6 +243,8 @@ mod tests {
             "ringpost serve --listen here",
             "ringpost serve --server 127.0.0.1:1",
             "ringpost --server 127.0.0.1:1 serve",
+            "ringpost balance --instance here",
+            "ringpost balance --server 127.0.0.1:1",
             "ringpost demo --connect-timeout 1s",
             "ringpost log verify",
             "ringpost log verify data --server 127.0.0.1:1",

@@ -100,6 +100,18 @@ impl From<StartError> for Failure {
     }
 }
 
+impl From<ringpost_balancer::StartError> for Failure {
+    fn from(error: ringpost_balancer::StartError) -> Self {
+        Self::new(error.exit_code(), error.to_string())
+    }
+}
+
+impl From<ringpost_balancer::ConfigError> for Failure {
+    fn from(error: ringpost_balancer::ConfigError) -> Self {
+        Self::new(CONFIGURATION, error.to_string())
+    }
+}
+
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
         Self::new(CONFIGURATION, error.to_string())

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod balance;
 mod bench;
 mod client;
 mod control;
@@ -62,11 +63,15 @@ where
 fn run(cli: &Cli, matches: &ArgMatches) -> Outcome {
     let server = &cli.server;
     cli.logs.start(match cli.command {
-        Command::Serve(_) => "info",
+        Command::Serve(_) | Command::Balance(_) => "info",
         _ => "warn",
     })?;
     match &cli.command {
         Command::Serve(args) => serve::run(args, matches.subcommand_matches("serve")),
+        Command::Balance(args) => {
+            let given = args::flag_for_clients(matches).map(|_| server.connect_timeout);
+            balance::run(args, given)
+        }
         Command::Handle(args) => handle::run(args, server),
         Command::Request(args) => request::run(args, server),
         Command::Send(args) => send::run(args, server),

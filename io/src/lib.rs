@@ -1,7 +1,7 @@
 //! The only crate that talks to the kernel: ring, sockets, files, signals, clocks, limits.
 //!
 //! It stands on tokio-uring, and nothing of that shows: whoever replaces it replaces this crate. It is also the only
-//! crate with `unsafe` in it, all of it in `operation`, `listener`, `stream`, `file` and `directory`, where buffers, names and
+//! crate with `unsafe` in it, all of it in `operation`, `listener`, `stream`, `endpoint`, `file`, `directory` and `signals`, where buffers, names and
 //! descriptors are lent to the kernel.
 //!
 //! | module | owns |
@@ -9,6 +9,7 @@
 //! | [`ring`] | the runtime of a thread: [`ring::run`], [`ring::spawn`] |
 //! | `operation` | the one way to submit to the ring, and the count of what is in flight |
 //! | [`listener`], [`stream`] | TCP |
+//! | [`endpoint`], [`pipe`] | TCP for who only passes bytes on: readiness, and moving without waiting; splice(2) |
 //! | [`mod@file`], [`directory`] | files, their names, and what of them is stable when |
 //! | [`blocking`] | the same without a ring, for start-up and tools |
 //! | [`file_error`] | why something with a file did not work |
@@ -22,9 +23,9 @@
 //! # The contract: a pending operation's future is never dropped
 //!
 //! Dropping it does not take the operation back: a read's bytes would be lost, an accepted socket would be leaked. So
-//! none of the futures of [`listener::Listener`], [`stream::Stream`], [`file::File`] and [`directory::Directory`] goes under
+//! none of the futures of [`listener::Listener`], [`stream::Stream`], [`endpoint::Endpoint`], [`file::File`] and [`directory::Directory`] goes under
 //! a timeout or a `select!`.
-//! Connections end by [`stream::Stream::shutdown`], listeners by [`listener::Listener::close`]: then the operation that
+//! Connections end by [`stream::Stream::shutdown`] or [`endpoint::Endpoint::shutdown`], listeners by [`listener::Listener::close`]: then the operation that
 //! is pending completes; files need nothing of the kind, as the disk answers by itself. Memory stays sound either way.
 //!
 //! ```no_run
@@ -43,6 +44,7 @@ pub mod blocking;
 pub mod clock;
 pub mod descriptors;
 pub mod directory;
+pub mod endpoint;
 pub mod event;
 #[cfg(feature = "faults")]
 pub mod faults;
@@ -53,6 +55,7 @@ pub mod file;
 pub mod file_error;
 pub mod listener;
 mod operation;
+pub mod pipe;
 pub mod probe;
 pub mod read_size;
 pub mod ring;

@@ -1,6 +1,6 @@
 //! Signals that ask a server for something.
 
-use std::{future::poll_fn, io, task::Poll};
+use std::{future::poll_fn, io, mem::MaybeUninit, task::Poll};
 
 use tokio::signal::unix::{Signal as Source, SignalKind, signal};
 
@@ -24,6 +24,23 @@ impl Signal {
             Self::Terminate => 15,
         }
     }
+}
+
+/// Keeps this thread from being ended by SIGPIPE, which splice(2) raises for a connection that is gone. Programs whose
+/// `main` is Rust's ignore it already; those that embed this need not.
+///
+/// # Errors
+/// What pthread_sigmask(3) says.
+#[allow(unsafe_code, reason = "a set of signals is filled by the system")]
+pub fn survive_broken_pipes() -> io::Result<()> {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: the first call fills the set, the second one changes it, the third one reads it; nothing keeps it.
+    let refused = unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGPIPE);
+        libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut())
+    };
+    if refused == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(refused)) }
 }
 
 /// A stream of signals. From its creation on the process no longer ends by them, even after it is dropped.

@@ -42,6 +42,10 @@ impl Stream {
         Self::new(socket.into())
     }
 
+    pub(crate) fn into_socket(self) -> Rc<OwnedFd> {
+        self.socket
+    }
+
     /// Reads into the buffer's spare capacity, behind what is in it. `Ok(0)`: the peer has ended its half.
     ///
     /// # Errors

@@ -8,6 +8,7 @@
 //!   sent.
 //! * [`Code`]: the table of errors. [`limits`]: every bound. [`time`]: points in time and the timer wheel, for cores
 //!   that never read a clock.
+//! * [`units`]: durations and sizes as people write them. [`throttle`]: keeping floods out of the log.
 //!
 //! docs/PROTOCOL.md describes every byte.
 
@@ -24,7 +25,9 @@ pub mod message;
 mod outgoing;
 mod pinned;
 pub mod proxy;
+pub mod throttle;
 pub mod time;
+pub mod units;
 
 pub use code::{Code, Status};
 pub use content::{BadHeaders, Content, Headers, Span, encode_headers};

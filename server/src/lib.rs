@@ -33,7 +33,6 @@
 //! | `connections` | what is known of each connection |
 //! | `tasks` | reader and writer of a connection, acceptor, flusher, timekeeper |
 //! | `strangers` | how many connections there may be that have not said who they are |
-//! | `throttle` | keeping floods out of the log |
 //! | `buffers` | buffers to write with, used again and again |
 
 #![forbid(unsafe_code)]
@@ -50,13 +49,13 @@ mod shard;
 mod storage;
 mod strangers;
 mod tasks;
-mod throttle;
-pub mod units;
 
 pub use config::{Config, ConfigError, Dispatch, Durable, Sync};
 pub use error::StartError;
 pub use key_config::KeyConfig;
 pub use listen::{Listen, ListenError, ListenerKind, parse_listen, parse_listens};
 pub use network::{Network, NetworkError};
+use ringpost_protocol::throttle;
+pub use ringpost_protocol::units;
 pub use server::{Builder, Crashed, Ended, Handle, LEAST_OPEN_FILES, Server};
 pub use storage::{LogFiles, StorageError};

@@ -6,6 +6,8 @@
 //! ringpost-test-process handler SERVER ACTION LEDGER CONCURRENCY HOLD_MS
 //! ringpost-test-process requester SERVER ACTION LEDGER FROM WINDOW ATTEMPTS
 //! ringpost-test-process heir SERVER ACTION LEDGER FROM WINDOW SESSION
+//! ringpost-test-process echo                                                      a TCP service: see `tcp`
+//! ringpost-test-process crowd ADDRESS COUNT PAUSE_MS                              its clients
 //! ```
 //!
 //! Handlers and requesters write `ready` to their standard output once they are connected, and end when their standard
@@ -15,6 +17,8 @@
 //! An heir is a requester under a session's name, whose requests and sends are durable, and which collects the replies that
 //! its predecessors did not live to get. It writes `accepted NUMBER` of a send, and of a request's reply, its own or an
 //! inherited one, `outcome NUMBER RUN`, where RUN says which run of the handler it is from; of errors `failed WHAT NUMBER CODE`.
+
+mod tcp;
 
 use std::{
     error::Error,
@@ -59,6 +63,8 @@ fn main() -> ExitCode {
         ["heir", server, action, ledger, from, window, session] => {
             run(heir(server, action, ledger, from, window, session))
         }
+        ["echo"] => run(tcp::echo()),
+        ["crowd", address, count, pause_ms] => run(tcp::crowd(address, count, pause_ms)),
         _ => Err("see this program's first lines".into()),
     };
     match outcome {
@@ -234,8 +240,12 @@ async fn collect(mut unclaimed: UnclaimedReplies, ledger: Ledger) -> std::io::Re
 }
 
 fn ready() -> std::io::Result<()> {
+    say("ready")
+}
+
+fn say(line: &str) -> std::io::Result<()> {
     let mut out = std::io::stdout();
-    out.write_all(b"ready\n")?;
+    out.write_all(format!("{line}\n").as_bytes())?;
     out.flush()
 }
 

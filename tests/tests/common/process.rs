@@ -2,8 +2,8 @@
 
 use std::{
     collections::VecDeque,
-    io::{BufRead, BufReader, Read},
-    net::SocketAddr,
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpStream},
     path::Path,
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
@@ -148,6 +148,71 @@ impl ServerProcess {
         let stats = self.stats();
         stats["total"][counter].as_u64().unwrap_or_else(|| panic!("no counter {counter}: {stats}"))
     }
+}
+
+/// `ringpost balance`, the real command.
+#[derive(Debug)]
+pub struct BalancerProcess {
+    pub process: Process,
+    pub address: SocketAddr,
+    pub admin: SocketAddr,
+}
+
+impl BalancerProcess {
+    /// On free ports.
+    pub fn start(args: &[&str]) -> Self {
+        let own_id = std::process::id().to_string();
+        let mut all = vec!["command", "balance", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+        all.extend(["--parent", &own_id]);
+        all.extend(args);
+        let process = Process::start("the balancer", &all);
+        let address = |said: &str| {
+            let line = process.says(said).expect("it listens");
+            line.trim_end().strip_prefix(said).unwrap().parse().unwrap()
+        };
+        let (address, admin) = (address("listening on "), address("admin on "));
+        Self { process, address, admin }
+    }
+
+    /// What it says of itself.
+    pub fn stats(&self) -> Value {
+        let mut socket = TcpStream::connect(self.admin).unwrap();
+        socket.set_read_timeout(Some(super::PATIENCE)).unwrap();
+        socket.write_all(b"GET /stats HTTP/1.0\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).unwrap();
+        serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
+    }
+
+    /// Descriptors that it has open.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.process.id())).unwrap().count()
+    }
+}
+
+/// A TCP service that sends back what it gets.
+pub fn echo() -> (Process, SocketAddr) {
+    let process = Process::start("a service", &["echo"]);
+    let line = process.says("listening on ").expect("it listens");
+    let address = line.trim_end().strip_prefix("listening on ").unwrap().parse().unwrap();
+    (process, address)
+}
+
+/// A process with so many clients, which compare what comes back; all of them have been answered, or broken.
+pub fn crowd(address: SocketAddr, count: usize, pause_ms: u32) -> Process {
+    let (address, count, pause_ms) = (address.to_string(), count.to_string(), pause_ms.to_string());
+    let process = Process::start("a crowd", &["crowd", &address, &count, &pause_ms]);
+    let there = process.says("there ").expect("it connects");
+    assert_eq!(there.trim_end(), format!("there {count}"));
+    process
+}
+
+/// Ends a crowd, and gives the number of clients whose connection broke before.
+pub fn disperse(mut crowd: Process) -> u64 {
+    drop(crowd.stdin.take());
+    let said = crowd.says("broken ").expect("it says how it went");
+    assert!(crowd.wait().success(), "somebody got other bytes than it had sent");
+    said.trim_end().strip_prefix("broken ").unwrap().parse().unwrap()
 }
 
 /// `ringpost handle ACTION`, the real command.

@@ -21,7 +21,7 @@ const SIZE: &str = "a size: a number with KiB, MiB or GiB behind it (`64KiB`), o
 ///
 /// ```
 /// use std::time::Duration;
-/// use ringpost_server::units::parse_duration;
+/// use ringpost_protocol::units::parse_duration;
 /// assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
 /// assert_eq!(parse_duration("1.5s"), Ok(Duration::from_millis(1500)));
 /// assert_eq!(parse_duration("7d"), Ok(Duration::from_secs(7 * 86_400)));
@@ -41,7 +41,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
 /// Reads a size in bytes.
 ///
 /// ```
-/// use ringpost_server::units::parse_size;
+/// use ringpost_protocol::units::parse_size;
 /// assert_eq!(parse_size("16MiB"), Ok(16 << 20));
 /// assert_eq!(parse_size("1000"), Ok(1000));
 /// assert!(parse_size("16 apples").is_err());
@@ -66,19 +66,27 @@ fn scaled(text: &str, units: &[(&str, f64)]) -> Option<f64> {
 }
 
 /// A duration in a configuration file, for `#[serde(with = "…")]`.
-pub(crate) mod duration {
+pub mod duration {
     use super::{DURATION, Duration, Quantity, parse_duration};
 
-    pub(crate) fn deserialize<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// What is no duration, with what would be one.
+    pub fn deserialize<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
         from.deserialize_any(Quantity { expected: DURATION, parse: parse_duration })
     }
 }
 
 /// A size in a configuration file, for `#[serde(with = "…")]`.
-pub(crate) mod size {
+pub mod size {
     use super::{Quantity, SIZE, parse_size};
 
-    pub(crate) fn deserialize<'de, D: serde::Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// What is no size, with what would be one.
+    pub fn deserialize<'de, D: serde::Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
         from.deserialize_any(Quantity { expected: SIZE, parse: parse_size })
     }
 }

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use ringpost_protocol::time::Time;
+use crate::time::Time;
 
 /// The least time between two lines.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// For one cause of lines.
 #[derive(Debug, Default)]
-pub(crate) struct Throttle {
+pub struct Throttle {
     /// When there may be the next line.
     next: Time,
     left_out: u64,
@@ -17,7 +17,7 @@ pub(crate) struct Throttle {
 
 impl Throttle {
     /// Asks for a line. `Some` if there may be one now, with the number of those left out since the last.
-    pub(crate) fn line(&mut self, now: Time) -> Option<u64> {
+    pub fn line(&mut self, now: Time) -> Option<u64> {
         if now < self.next {
             self.left_out += 1;
             return None;
@@ -27,12 +27,12 @@ impl Throttle {
     }
 
     /// When those left out are to be told, if there are any.
-    pub(crate) fn deadline(&self) -> Option<Time> {
+    pub fn deadline(&self) -> Option<Time> {
         (self.left_out > 0).then_some(self.next)
     }
 
     /// Those left out, if it is time to tell them: the flood may be over, and no line of its own will.
-    pub(crate) fn rest(&mut self, now: Time) -> Option<u64> {
+    pub fn rest(&mut self, now: Time) -> Option<u64> {
         if self.deadline()? > now { None } else { self.line(now) }
     }
 }
