@@ -2,7 +2,7 @@
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
-//! | 0 | 2 | n: bytes of plaintext, at most 65516, little-endian |
+//! | 0 | 2 | n: bytes of plaintext, at most 65516, in the first record of a direction 4076, little-endian |
 //! | 2 | 1 | kind: 0 data, 1 end: nothing follows on this half of the connection, and n is 0 |
 //! | 3 | 1 | reserved, 0 |
 //! | 4 | n | the plaintext, encrypted by AES-256-GCM |
@@ -32,6 +32,8 @@ pub(super) const OVERHEAD_BYTES: usize = HEADER_BYTES + TAG_BYTES;
 /// The plaintext of one record, at most.
 pub(super) const MAX_PLAINTEXT_BYTES: usize = MAX_RECORD_BYTES - OVERHEAD_BYTES;
 const _: () = assert!(MAX_PLAINTEXT_BYTES <= u16::MAX as usize);
+/// The same of the first record of a direction: until it verifies, nobody knows who sends it, and it has to be kept as a whole.
+pub(super) const MAX_FIRST_BYTES: usize = 4096 - OVERHEAD_BYTES;
 
 const DATA: u8 = 0;
 const END: u8 = 1;
@@ -44,7 +46,9 @@ pub enum RecordError {
     #[error("a record does not verify: it was changed, or is not the one that had to come")]
     Forged,
     /// Its length is more than a record can have.
-    #[error("a record of {0} bytes of plaintext was announced: 65516 are the most")]
+    #[error(
+        "a record of {0} bytes of plaintext was announced: 65516 are the most, and 4076 in the first one"
+    )]
     TooLong(u16),
     /// It verifies, but this version has no such record.
     #[error("a record has the kind {0}, which this version does not know")]
@@ -135,8 +139,11 @@ impl Sealer {
     pub fn seal(&mut self, plaintext: &[u8], out: &mut Vec<u8>) {
         debug_assert!(!self.ended, "nothing follows the end");
         out.reserve(sealed_bytes(plaintext.len()));
-        for piece in plaintext.chunks(MAX_PLAINTEXT_BYTES) {
+        let mut rest = plaintext;
+        while !rest.is_empty() {
+            let (piece, behind) = rest.split_at(rest.len().min(most(self.chain.number)));
             self.record(DATA, piece, out);
+            rest = behind;
         }
     }
 
@@ -159,7 +166,12 @@ impl Sealer {
     }
 }
 
-/// How many bytes so much plaintext is as records.
+/// The plaintext of the record of this number, at most.
+fn most(number: u64) -> usize {
+    if number == 0 { MAX_FIRST_BYTES } else { MAX_PLAINTEXT_BYTES }
+}
+
+/// How many bytes so much plaintext is as records, where the first is not among them.
 pub(super) fn sealed_bytes(plaintext: usize) -> usize {
     plaintext + plaintext.div_ceil(MAX_PLAINTEXT_BYTES) * OVERHEAD_BYTES
 }
@@ -222,7 +234,7 @@ impl Opener {
 
     fn next(&mut self, buffer: &mut [u8]) -> Result<Option<Opened>, RecordError> {
         let Some(header) = buffer.first_chunk::<HEADER_BYTES>().copied() else { return Ok(None) };
-        let length = plaintext_bytes(header)?;
+        let length = self.plaintext_bytes(header)?;
         let bytes = length + OVERHEAD_BYTES;
         let Some(record) = buffer.get_mut(HEADER_BYTES..bytes) else { return Ok(None) };
         let (text, tag) = record.split_at_mut(length);
@@ -243,7 +255,16 @@ impl Opener {
     /// How many more bytes complete the record at the front of `buffer`; 0 if that is not known.
     pub fn missing(&self, buffer: &[u8]) -> usize {
         let Some(header) = buffer.first_chunk::<HEADER_BYTES>() else { return 0 };
-        plaintext_bytes(*header).map_or(0, |length| (length + OVERHEAD_BYTES).saturating_sub(buffer.len()))
+        self.plaintext_bytes(*header)
+            .map_or(0, |length| (length + OVERHEAD_BYTES).saturating_sub(buffer.len()))
+    }
+
+    fn plaintext_bytes(&self, header: [u8; HEADER_BYTES]) -> Result<usize, RecordError> {
+        let length = u16::from_le_bytes([header[0], header[1]]);
+        if usize::from(length) > most(self.chain.number) {
+            return Err(RecordError::TooLong(length));
+        }
+        Ok(usize::from(length))
     }
 
     /// Whether the other side has said that nothing follows. A stream that ends without it was cut off.
@@ -255,12 +276,4 @@ impl Opener {
     pub fn has_verified(&self) -> bool {
         self.chain.number > 1 || (self.chain.number == 1 && !matches!(self.state, State::Dead(_)))
     }
-}
-
-fn plaintext_bytes(header: [u8; HEADER_BYTES]) -> Result<usize, RecordError> {
-    let length = u16::from_le_bytes([header[0], header[1]]);
-    if usize::from(length) > MAX_PLAINTEXT_BYTES {
-        return Err(RecordError::TooLong(length));
-    }
-    Ok(usize::from(length))
 }

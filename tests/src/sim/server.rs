@@ -233,6 +233,7 @@ impl Server {
                 Some(Input::Message { conn, message })
             }
             Ok(Decoded::NeedMore) => None,
+            Ok(Decoded::Secure(hello)) => panic!("{hello:?} in a simulation without keys"),
             Err(error) => panic!("the peers of this simulation keep to the protocol: {error}"),
         }
     }
