@@ -166,10 +166,8 @@ impl Client {
     }
 
     pub(super) fn go_on_or_finish(&mut self, reason: Error, now: Time) {
-        let final_reason = matches!(
-            reason.kind(),
-            Code::SessionTaken | Code::Unsupported | Code::Unauthorized | Code::Forbidden
-        );
+        // Not the secure key: it may come to the server later, or was refused by somebody in between.
+        let final_reason = matches!(reason.kind(), Code::SessionTaken | Code::Unsupported);
         let wanted = if self.link.was_ready { self.config.reconnect } else { self.config.retry_initial };
         let given_up = self.config.max_reconnects.is_some_and(|max| self.link.failures > max);
         let drained = self.draining.is_some() && self.requests.len() == 0;
