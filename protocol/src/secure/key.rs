@@ -128,7 +128,7 @@ impl SecureKey {
     /// use ringpost_protocol::secure::SecureKey;
     ///
     /// let generated = "rpk1_000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
-    /// assert_eq!(format!("{:?}", SecureKey::parse(generated)?), "SecureKey(47e6e7bc71e79a0a)");
+    /// assert_eq!(format!("{:?}", SecureKey::parse(generated)?), "SecureKey(7dfb516f9aacd948)");
     /// # Ok::<(), ringpost_protocol::secure::KeyError>(())
     /// ```
     ///

@@ -135,6 +135,21 @@ impl Sealer {
         Self { chain: Chain::new(key, rekey_records), ended: false }
     }
 
+    /// As it is before the record of this number, under the key that is good for it then.
+    #[cfg(test)]
+    pub(super) fn at(key: &[u8; 32], number: u64) -> Self {
+        let mut sealer = Self::new(key);
+        sealer.chain.number = number;
+        sealer.chain.left = REKEY_RECORDS - (number % u64::from(REKEY_RECORDS)) as u32;
+        sealer
+    }
+
+    /// A record without anything in it.
+    #[cfg(test)]
+    pub(super) fn seal_nothing(&mut self, out: &mut Vec<u8>) {
+        self.record(DATA, &[], out);
+    }
+
     /// Appends `plaintext` to `out`, in as many records as it needs. Nothing is allocated but `out`'s own growth.
     pub fn seal(&mut self, plaintext: &[u8], out: &mut Vec<u8>) {
         debug_assert!(!self.ended, "nothing follows the end");

@@ -1,12 +1,10 @@
-//! What is promised of handshake and records, tried out.
+//! What is promised of keys, handshake and records, tried out.
 
-use bytes::BytesMut;
-use proptest::prelude::*;
+mod streams;
+mod tampering;
+mod vectors;
 
-use super::{
-    record::{MAX_PLAINTEXT_BYTES, OVERHEAD_BYTES, sealed_bytes},
-    *,
-};
+use super::*;
 
 fn key(byte: u8) -> SecureKey {
     SecureKey::from_bytes([byte; 32])
