@@ -17,6 +17,7 @@ mod doctor;
 mod exit;
 mod handle;
 mod json;
+mod keygen;
 pub mod load;
 mod log;
 mod logs;
@@ -77,6 +78,7 @@ fn run(cli: &Cli, matches: &ArgMatches) -> Outcome {
         Command::Queue(args) => control::queue(args, server),
         Command::Dead(args) => dead::run(args, server),
         Command::Log(args) => log::run(args),
+        Command::Keygen(args) => keygen::run(args),
         Command::Doctor(args) => doctor::run(args, server),
         Command::Demo(args) => demo::run(args),
         Command::Bench(args) => bench::run(args, server),

@@ -177,9 +177,15 @@ impl ClientBuilder {
     /// between can read or change what is said. Its text, as `ringpost keygen` wrote it, or any passphrase; or a
     /// [`SecureKey`](crate::SecureKey), which several clients may share: to hash a passphrase takes 0.2 s and 64 MiB.
     ///
-    /// Without it, the environment's `RINGPOST_SECURE_KEY`, if that is set.
+    /// Without it, the environment's `RINGPOST_SECURE_KEY`, if that is set; see [`plain`](Self::plain).
     pub fn secure_key(mut self, key: impl Into<GivenKey>) -> Self {
         self.key = Some(key.into());
+        self
+    }
+
+    /// Without a secure key, also where the environment has one: for a server that has none.
+    pub fn plain(mut self) -> Self {
+        self.key = Some(GivenKey::nothing());
         self
     }
 
@@ -249,7 +255,7 @@ impl ClientBuilder {
     pub async fn connect(self) -> Result<Client, Error> {
         let auto_start = self.auto_start;
         let key = match self.key.clone().or_else(GivenKey::from_environment) {
-            Some(given) => Some(given.key().await?),
+            Some(given) => given.key().await?,
             None => None,
         };
         let (client, mut registrations) = self.build(key)?;

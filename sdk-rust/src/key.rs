@@ -15,6 +15,7 @@ pub struct GivenKey(Given);
 
 #[derive(Clone)]
 enum Given {
+    Nothing,
     Text(Zeroizing<String>),
     Key(SecureKey),
 }
@@ -23,6 +24,7 @@ enum Given {
 impl std::fmt::Debug for Given {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Self::Nothing => f.write_str("Nothing"),
             Self::Text(_) => f.write_str("Text"),
             Self::Key(key) => key.fmt(f),
         }
@@ -54,18 +56,24 @@ impl From<&SecureKey> for GivenKey {
 }
 
 impl GivenKey {
+    /// No key, whatever the environment has.
+    pub(crate) fn nothing() -> Self {
+        Self(Given::Nothing)
+    }
+
     /// What the environment has, if anything.
     pub(crate) fn from_environment() -> Option<Self> {
         env::var(VARIABLE).ok().filter(|text| !text.is_empty()).map(Self::from)
     }
 
-    /// The key itself. A passphrase is hashed beside the runtime's other tasks.
+    /// The key itself, if there is one. A passphrase is hashed beside the runtime's other tasks.
     ///
     /// # Errors
     /// [`Code::Malformed`]: the text is no key. [`Code::Unsupported`]: not within a runtime.
-    pub(crate) async fn key(self) -> Result<SecureKey, Error> {
+    pub(crate) async fn key(self) -> Result<Option<SecureKey>, Error> {
         let text = match self.0 {
-            Given::Key(key) => return Ok(key),
+            Given::Nothing => return Ok(None),
+            Given::Key(key) => return Ok(Some(key)),
             Given::Text(text) => text,
         };
         let runtime = tokio::runtime::Handle::try_current()
@@ -73,6 +81,7 @@ impl GivenKey {
         let parsed = runtime.spawn_blocking(move || SecureKey::parse(&text)).await;
         parsed
             .map_err(|error| Error::new(Code::Closed, format!("the secure key was not read: {error}")))?
+            .map(Some)
             .map_err(|error| Error::new(Code::Malformed, error.to_string()))
     }
 }
