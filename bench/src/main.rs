@@ -19,7 +19,7 @@ use ringpost_bench::{
     neighbours, recovery,
     report::{self, Circumstances, Results},
     rows::{ROWS, Row},
-    waiting,
+    secure, waiting,
 };
 use ringpost_cli::load::Machine;
 
@@ -63,7 +63,7 @@ struct Instructions {
 #[derive(Debug, Args)]
 struct Rows {
     /// What to measure.
-    #[arg(long, value_delimiter = ',', default_value = "rows,durable,recovery,idle,neighbours")]
+    #[arg(long, value_delimiter = ',', default_value = "rows,durable,recovery,secure,idle,neighbours")]
     parts: Vec<Part>,
     /// Which rows.
     #[arg(long, value_delimiter = ',', default_value = "1,2,3,4,5,7")]
@@ -105,6 +105,8 @@ enum Part {
     Durable,
     /// Starting with a log: speed, time over history, the disk under a steady load. Of Ringpost only.
     Recovery,
+    /// What a secure key costs: rows 1, 2 and 4, large payloads, handshakes. Of Ringpost only.
+    Secure,
     /// The memory of idle connections. Of Ringpost only.
     Idle,
     /// What one misbehaving client does to the others. Of Ringpost only.
@@ -193,6 +195,9 @@ fn run(arguments: &Rows, needs_nats: bool) -> anyhow::Result<()> {
         }
         if has(Part::Recovery) {
             results.recovery = Some(recovery::measure(ringpost, plan, tell)?);
+        }
+        if has(Part::Secure) {
+            results.secure = Some(secure::measure(ringpost, plan, tell)?);
         }
         if has(Part::Idle) {
             results.idle = idle::measure(ringpost, plan, tell)?;

@@ -2,6 +2,7 @@
 
 mod durable;
 mod recovery;
+mod secure;
 
 use std::fmt::{self, Write};
 
@@ -13,6 +14,7 @@ use crate::{
     idle::Idle,
     neighbours::Pairs,
     recovery::Recovery,
+    secure::Secure,
     spread::{Confidence, Spread},
 };
 
@@ -47,6 +49,8 @@ pub struct Results {
     pub durable: Option<Durable>,
     /// Starting with a log.
     pub recovery: Option<Recovery>,
+    /// A secure key.
+    pub secure: Option<Secure>,
 }
 
 /// Writes the whole report.
@@ -79,7 +83,7 @@ pub fn write(
         )?,
         None => writeln!(out, "- {seconds} s each, the sides in turns; nothing pinned")?,
     }
-    let Results { rows, idle, neighbours, durable, recovery } = results;
+    let Results { rows, idle, neighbours, durable, recovery, secure } = results;
     if rows.iter().any(|row| row.of(OWN).is_some()) {
         write_goals(out, rows)?;
     }
@@ -88,6 +92,9 @@ pub fn write(
     }
     if let Some(recovery) = recovery {
         recovery::write(out, recovery)?;
+    }
+    if let Some(secure) = secure {
+        secure::write(out, secure)?;
     }
     if !idle.is_empty() {
         write_idle(out, idle)?;

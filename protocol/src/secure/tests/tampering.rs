@@ -113,7 +113,7 @@ fn every_byte_of_a_record() {
                 // It seems longer than it is: what comes next is taken for the rest of it.
                 Ok(None) => {
                     let mut more = changed.clone();
-                    more.resize(MAX_RECORD_BYTES, 0);
+                    more.resize(4096, 0);
                     assert!(opener.open(&mut more).is_err());
                 }
                 Ok(Some(_)) => panic!("{changed:?} was opened"),
@@ -183,5 +183,11 @@ fn impossible_headers() {
     let mut opener = Opener::new(&[7; 32]);
     assert_eq!(opener.open(&mut [0xed, 0xff, 0, 0]), Err(RecordError::TooLong(0xffed)));
     assert_eq!(opener.missing(&[0xed, 0xff, 0, 0]), 0);
-    assert_eq!(Opener::new(&[7; 32]).open(&mut [0xec, 0xff, 0, 0]), Ok(None));
+    // The first record, before which nobody knows who it is, is short.
+    assert_eq!(Opener::new(&[7; 32]).open(&mut [0xed, 0x0f, 0, 0]), Err(RecordError::TooLong(4077)));
+    let (mut sealer, mut opener) = (Sealer::new(&[7; 32]), Opener::new(&[7; 32]));
+    assert_eq!(opener.open(&mut [0xec, 0x0f, 0, 0]), Ok(None));
+    let mut first = seal(&mut sealer, &[1; 5000]);
+    assert_eq!(opener.open(&mut first).unwrap().unwrap().bytes, 4096);
+    assert_eq!(opener.open(&mut [0xec, 0xff, 0, 0]), Ok(None));
 }
