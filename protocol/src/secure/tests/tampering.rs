@@ -153,12 +153,13 @@ fn truncated_records() {
 fn records_in_the_wrong_place() {
     let key = key(7);
     let records = |sealer: &mut Sealer| [&b"one"[..], b"two", b"six"].map(|text| seal(sealer, text));
-    let try_all = |of: &dyn Fn(&[Vec<u8>; 3], &[Vec<u8>; 3], &[Vec<u8>; 3]) -> Vec<Vec<u8>>| {
+    type Choose<'a> = &'a dyn Fn(&[Vec<u8>; 3], &[Vec<u8>; 3], &[Vec<u8>; 3]) -> Vec<Vec<u8>>;
+    let try_all = |choose: Choose<'_>| {
         let (mut client, mut server) = connect(&key);
         let (mut other, _) = connect(&key);
         let ours = records(&mut client.sealer);
         let (reflected, others) = (records(&mut server.sealer), records(&mut other.sealer));
-        let stream = of(&ours, &reflected, &others);
+        let stream = choose(&ours, &reflected, &others);
         let opened: Vec<_> = stream.iter().map(|record| open(&mut server.opener, record)).collect();
         let good = opened.iter().take_while(|opened| opened.is_ok()).count();
         assert!(opened[good..].iter().all(|opened| *opened == Err(RecordError::Forged)), "{opened:?}");
