@@ -5,8 +5,7 @@
 //! | first bytes, white space skipped | the connection speaks |
 //! |---|---|
 //! | `{` | JSON |
-//! | `B5 52 50 31` | the binary dialect: its preface, which is answered with ours; or, in mode 1, the hello of a client with
-//!   a secure key: see [`secure`](crate::secure) |
+//! | `B5 52 50 31` | the binary dialect: its preface, which is answered with ours; or a [secure](crate::secure) client's hello |
 //! | an HTTP method and a blank | HTTP: it is told in HTTP what this port is |
 //! | `16 03` | TLS: it gets an alert that ends its handshake |
 //! | anything else | nothing known: it is told in JSON what is expected |

@@ -32,7 +32,7 @@ async fn relay(listener: TcpListener, server: SocketAddr, seen: Arc<AtomicUsize>
         let connection = seen.fetch_add(1, Ordering::Relaxed);
         // 37 is prime to 500: each is at another place.
         let place = (connection < CHANGED).then_some(connection * 37 % 500);
-        let (up, down) = if connection % 2 == 0 { (place, None) } else { (None, place) };
+        let (up, down) = if connection.is_multiple_of(2) { (place, None) } else { (None, place) };
         let Ok(server) = TcpStream::connect(server).await else { continue };
         let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
         tokio::spawn(forward(from_client, to_server, up));
