@@ -40,7 +40,7 @@ async fn requests_and_replies() {
         .handler("echo", |request| async move { Ok(ringpost::Reply::bytes(request.bytes())) })
         .connect();
     let handler = within(handler).await.unwrap();
-    let requester = within(client(&server).secure_key(&key(2)).connect()).await.unwrap();
+    let requester = within(client(&server).secure_key(key(2)).connect()).await.unwrap();
     for bytes in [1, 100, 16 << 10, 65_516, 65_517, 70_000, 1 << 20, 9 << 20] {
         let data = format!("\"{}\"", "x".repeat(bytes));
         let reply = within(requester.request_bytes("echo", data.clone()).into_future()).await.unwrap();
@@ -159,7 +159,7 @@ async fn a_removed_key() {
     }
     assert!(said_goodbye);
     // What the handler held was answered before it left.
-    assert_eq!(&within(open).await.unwrap().unwrap().as_bytes()[..], b"1");
+    assert_eq!(within(open).await.unwrap().unwrap().as_bytes(), b"1");
     within(leaving.close()).await;
     within(staying.close()).await;
 }

@@ -54,6 +54,9 @@ fn changed(bytes: &[u8], input: &[u8]) -> Vec<u8> {
     changed
 }
 
+/// As much is said in one history.
+const MAX_STREAM_BYTES: usize = 512 << 10;
+
 /// What is done with a record on its way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
@@ -76,7 +79,7 @@ pub fn secure_records(input: &[u8]) {
     let (mut sealer, mut back, opener) = connect();
     let mut choices = Choices::new(input);
     let (mut said, mut stream, mut intact) = (Vec::new(), Vec::new(), true);
-    while !choices.are_over() {
+    while !choices.are_over() && stream.len() < MAX_STREAM_BYTES {
         let bytes = choices.of(&[0usize, 1, 17, 300, 5000, 70_000]) + choices.below(256) as usize;
         let text: Vec<u8> = (0..bytes).map(|at| (at + said.len()) as u8).collect();
         let fate = match choices.below(12) {
