@@ -10,7 +10,7 @@ PREFIX ?= $(HOME)/.local
 BUILT = $(or $(CARGO_TARGET_DIR),target)/release
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt lint docs bench criterion compare waiting instructions \
+.PHONY: help demo test check fmt lint deny docs bench criterion compare waiting instructions \
 	instructions-record faults simulate fuzz install clean
 
 help: ## this list
@@ -29,6 +29,10 @@ fmt: ## format is as rustfmt has it
 
 lint: ## clippy without warnings
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+deny: ## licences, bans, sources of what is depended on; needs cargo-deny
+	@command -v cargo-deny >/dev/null || { echo "cargo-deny is not here: cargo install cargo-deny"; exit 69; }
+	$(CARGO) deny --locked check
 
 docs: ## documentation builds without warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
@@ -58,7 +62,7 @@ instructions-record: ## the same, written to bench/INSTRUCTIONS.json
 	$(CARGO) build --release --locked -p ringpost-bench
 	$(BUILT)/ringpost-bench instructions --record
 
-fuzz: ## TARGET=frames|json|broker|client|records|recovery|damage SECONDS=n: libFuzzer; needs nightly and cargo-fuzz
+fuzz: ## TARGET=frames|json|broker|client|records|recovery|damage|handshake|secure-records SECONDS=n: libFuzzer; needs nightly and cargo-fuzz
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || { echo "cargo-fuzz is not here: cargo install cargo-fuzz"; exit 69; }
 	$(CARGO) run --quiet --locked -p ringpost-fuzz-targets --bin fuzz-seeds fuzz/corpus
 	$(CARGO) +nightly fuzz run $(TARGET) -- -max_total_time=$(SECONDS)

@@ -6,7 +6,7 @@
 //! * [`durable`]: durable requests, with [`jetstream`] and [`redis`] beside them.
 //!   [`recovery`]: starting with what they left.
 //! * [`idle`]: the memory of idle connections. [`neighbours`]: what one misbehaving client does to the others.
-//! * [`balancer`]: the load balancer beside HAProxy.
+//! * [`balancer`]: the load balancer beside HAProxy. [`secure`]: what a secure key costs.
 //! * [`report`]: the results as Markdown.
 //! * [`work`]: the path of a request through the pure crates, for the criterion benches and for [`instructions`], which
 //!   counts its instructions.
@@ -29,6 +29,7 @@ pub mod redis;
 pub mod report;
 pub mod rows;
 pub mod sdk;
+pub mod secure;
 mod serving;
 pub mod spread;
 pub mod waiting;

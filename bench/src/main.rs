@@ -20,7 +20,7 @@ use ringpost_bench::{
     neighbours, recovery,
     report::{self, Circumstances, Results},
     rows::{ROWS, Row},
-    waiting,
+    secure, waiting,
 };
 use ringpost_cli::load::Machine;
 
@@ -64,7 +64,11 @@ struct Instructions {
 #[derive(Debug, Args)]
 struct Rows {
     /// What to measure.
-    #[arg(long, value_delimiter = ',', default_value = "rows,durable,recovery,balancer,idle,neighbours")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "rows,durable,recovery,secure,balancer,idle,neighbours"
+    )]
     parts: Vec<Part>,
     /// Which rows.
     #[arg(long, value_delimiter = ',', default_value = "1,2,3,4,5,7")]
@@ -111,6 +115,8 @@ enum Part {
     Recovery,
     /// Rows 9 and 10 and more of the load balancer; HAProxy too, if there is one.
     Balancer,
+    /// What a secure key costs: rows 1, 2 and 4, large payloads, handshakes. Of Ringpost only.
+    Secure,
     /// The memory of idle connections. Of Ringpost only.
     Idle,
     /// What one misbehaving client does to the others. Of Ringpost only.
@@ -206,6 +212,9 @@ fn run(arguments: &Rows, needs_nats: bool) -> anyhow::Result<()> {
                 tell("no haproxy on the PATH: the balancer is measured alone");
             }
             results.balancers = Some(balancer::measure(ringpost, haproxy.as_deref(), plan, tell)?);
+        }
+        if has(Part::Secure) {
+            results.secure = Some(secure::measure(ringpost, plan, tell)?);
         }
         if has(Part::Idle) {
             results.idle = idle::measure(ringpost, plan, tell)?;

@@ -3,6 +3,7 @@
 mod balancer;
 mod durable;
 mod recovery;
+mod secure;
 
 use std::fmt::{self, Write};
 
@@ -15,6 +16,7 @@ use crate::{
     idle::Idle,
     neighbours::Pairs,
     recovery::Recovery,
+    secure::Secure,
     spread::{Confidence, Spread},
 };
 
@@ -51,6 +53,8 @@ pub struct Results {
     pub recovery: Option<Recovery>,
     /// The load balancer.
     pub balancers: Option<Balancers>,
+    /// A secure key.
+    pub secure: Option<Secure>,
 }
 
 /// Writes the whole report.
@@ -83,7 +87,7 @@ pub fn write(
         )?,
         None => writeln!(out, "- {seconds} s each, the sides in turns; nothing pinned")?,
     }
-    let Results { rows, idle, neighbours, durable, recovery, balancers } = results;
+    let Results { rows, idle, neighbours, durable, recovery, balancers, secure } = results;
     if rows.iter().any(|row| row.of(OWN).is_some()) {
         write_goals(out, rows)?;
     }
@@ -95,6 +99,9 @@ pub fn write(
     }
     if let Some(balancers) = balancers {
         balancer::write(out, balancers)?;
+    }
+    if let Some(secure) = secure {
+        secure::write(out, secure)?;
     }
     if !idle.is_empty() {
         write_idle(out, idle)?;

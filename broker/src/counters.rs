@@ -112,6 +112,8 @@ counters! {
     reads_held_back: "readsHeldBack",
     /// Connections closed within a large message because memory stayed short (`--memory`).
     connections_starved: "connectionsStarved",
+    /// Connections turned away because their client had no secure key, or not the right one.
+    connections_unauthorized: "connectionsUnauthorized",
     /// Connections closed after too long a silence.
     connections_silent: "connectionsSilent",
     /// Connections closed because another one took their session.
@@ -139,6 +141,7 @@ impl Counters {
             RefusalCause::Mute => &mut self.connections_mute,
             RefusalCause::Slow => &mut self.connections_slow,
             RefusalCause::Starved => &mut self.connections_starved,
+            RefusalCause::Unauthorized => &mut self.connections_unauthorized,
         } += 1;
     }
 }

@@ -130,6 +130,8 @@ pub enum RefusalCause {
     Slow,
     /// It was within a large message, and memory stayed short.
     Starved,
+    /// It has no secure key, or another one, or one for something else.
+    Unauthorized,
 }
 
 /// What to do. The driver does it in this order for each connection.

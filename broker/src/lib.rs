@@ -72,4 +72,5 @@ pub use config::{Config, Policy};
 pub use counters::Counters;
 pub use durable::Restore;
 pub use interface::{CloseReason, ConnId, Input, Output, Read, ReadId, RefusalCause, Speaks, Unreadable};
-pub use permissions::{Allowed, BadPattern, Identity, Names, Permissions, Role};
+pub use permissions::{Allowed, BadPattern, Identity, Names, Permissions};
+pub use ringpost_protocol::secure::Role;

@@ -3,10 +3,10 @@
 //! The driver gives a connection its permissions when it opens, and they stay as they are. Without any (a server without
 //! keys) everything is allowed, and nothing here is looked at.
 
-use std::{fmt, net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
-use ringpost_protocol::Code;
+use ringpost_protocol::{Code, secure::Role};
 
 use crate::{Broker, ConnId};
 
@@ -17,28 +17,6 @@ pub struct Identity {
     pub address: Option<Box<SocketAddr>>,
     /// What it may do; `None` for everything. Connections of one key share theirs: then they share lists of receivers too.
     pub permissions: Option<Arc<Permissions>>,
-}
-
-/// What a key is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum Role {
-    /// An application: what its lists say.
-    #[default]
-    Client,
-    /// Another server, for the links between servers. It may do what a client may.
-    Peer,
-    /// An operator: everything.
-    Admin,
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Client => "client",
-            Self::Peer => "peer",
-            Self::Admin => "admin",
-        })
-    }
 }
 
 /// What a connection may do.

@@ -12,8 +12,8 @@ use ringpost_protocol::limits::{check_name, check_own_name};
 use ringpost_server::units;
 
 use crate::{
-    balance, bench, client::ServerArgs, control, dead, demo, doctor, handle, log, logs::LogArgs, receivers,
-    request, send, serve, stats,
+    balance, bench, client::ServerArgs, control, dead, demo, doctor, handle, keygen, log, logs::LogArgs,
+    receivers, request, send, serve, stats,
 };
 
 const EXAMPLES: &str = "\
@@ -63,11 +63,13 @@ impl Cli {
             Command::Serve(_) | Command::Demo(_) => Some("starts its own"),
             Command::Balance(_) => Some("has --instance for that"),
             Command::Log(_) => Some("reads files"),
+            Command::Keygen(_) => Some("talks to nobody"),
             _ => None,
         };
         let its_own =
             |flag: &&str| !(matches!(cli.command, Command::Balance(_)) && *flag == "connect-timeout");
-        if let (Some(does), Some(flag)) = (without_server, flag_for_clients(&matches).filter(its_own)) {
+        let flag = flag_for_clients(&matches, !matches!(cli.command, Command::Serve(_))).filter(its_own);
+        if let (Some(does), Some(flag)) = (without_server, flag) {
             let message = format!("`--{flag}` is for commands that talk to a server: this one {does}");
             return Err(command.error(ErrorKind::ArgumentConflict, message));
         }
@@ -114,10 +116,13 @@ fn is_given(argument: &Arg, line: &[OsString]) -> bool {
 }
 
 /// One of the flags that say where the server is, if the user gave it. Variables of the environment are there for other commands.
-pub(crate) fn flag_for_clients(matches: &ArgMatches) -> Option<&'static str> {
+/// `with_key`: a secure key is one of them.
+pub(crate) fn flag_for_clients(matches: &ArgMatches, with_key: bool) -> Option<&'static str> {
     let matches = matches.subcommand().map_or(matches, |(_, matches)| matches);
+    let key = [("secure_key_file", "secure-key-file")];
     [("server", "server"), ("connect_timeout", "connect-timeout")]
         .into_iter()
+        .chain(key.into_iter().filter(|_| with_key))
         .find(|(id, _)| matches.value_source(id) == Some(ValueSource::CommandLine))
         .map(|(_, flag)| flag)
 }
@@ -138,6 +143,7 @@ pub(crate) enum Command {
     Queue(control::QueueArgs),
     Log(log::LogFilesArgs),
     Dead(dead::DeadArgs),
+    Keygen(keygen::KeygenArgs),
     Doctor(doctor::DoctorArgs),
     Demo(demo::DemoArgs),
     Bench(bench::BenchArgs),
@@ -221,6 +227,9 @@ mod tests {
             "ringpost log dump data --json",
             "ringpost log repair data --allow-loss",
             "ringpost doctor --json",
+            "ringpost keygen --out key",
+            "ringpost request a {} --secure-key-file key",
+            "ringpost serve --secure-key-file a --secure-key-file admin:b",
             "ringpost demo",
             "ringpost bench --requesters 16 --in-flight 64 --handlers 4 --size 128 --duration 5s --dialect json --json \
              --spawn",

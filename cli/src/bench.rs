@@ -132,14 +132,23 @@ pub(crate) fn run(args: &BenchArgs, server: &ServerArgs) -> Outcome {
     let cores = Cores::choose(args.server_pid)?;
     // Kept until the end, and longer than the server: its data.
     let disk = if args.spawn && args.durable { Some(own_disk()?) } else { None };
-    let storage = disk.as_ref().map_or_else(Vec::new, |disk| storage(disk, args.sync.as_deref()));
+    let mut arguments = disk.as_ref().map_or_else(Vec::new, |disk| storage(disk, args.sync.as_deref()));
+    arguments.extend(server.key_arguments());
     // Kept until the end: dropping it ends the server.
-    let spawned = if args.spawn { Some(spawn_server_with(cores.server, ANY_PORT, &storage)?) } else { None };
+    let spawned =
+        if args.spawn { Some(spawn_server_with(cores.server, ANY_PORT, &arguments)?) } else { None };
     let address = match &spawned {
         Some(server) => server.address(),
         None => resolve(server)?,
     };
+    // A server of our own knows nothing of the environment's key.
+    let secure_key = match server.key_arguments().is_empty() && args.spawn {
+        true => Ok(None),
+        false => server.secure_key(),
+    };
+    let secure_key = secure_key.map_err(|error| server.failure("the load", &error))?;
     let options = load::Options {
+        secure_key,
         server_pid: spawned.as_ref().map(load::Server::pid).or(args.server_pid),
         dialect: args.dialect,
         durable: args.durable,

@@ -1,11 +1,13 @@
 //! Where the server is, and how the commands reach it.
 
-use std::{future::Future, time::Duration};
+use std::{ffi::OsString, future::Future, time::Duration};
 
 use clap::Args;
-use ringpost::{Address, Client, Error, ErrorKind, Reply};
+use ringpost::{Address, Client, ClientBuilder, Error, ErrorKind, Reply, SecureKey};
 use ringpost_io::descriptors;
 use ringpost_protocol::limits::DEFAULT_PORT;
+use ringpost_server::{KeyFile, read_key_file};
+use zeroize::Zeroizing;
 
 use crate::{
     args,
@@ -18,6 +20,9 @@ const GOODBYE: Duration = Duration::from_secs(1);
 
 /// Open files that a command with a connection has use for, with some to spare.
 const OPEN_FILES: u64 = 16;
+
+/// A secure key itself, where there is no file.
+pub(crate) const KEY_VARIABLE: &str = "RINGPOST_SECURE_KEY";
 
 /// Where the server is.
 #[derive(Debug, Clone, Args)]
@@ -43,6 +48,16 @@ pub(crate) struct ServerArgs {
         help_heading = "Server"
     )]
     pub(crate) connect_timeout: Duration,
+
+    /// The file with the secure key that the server has too; without one, RINGPOST_SECURE_KEY may have the key itself
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "RINGPOST_SECURE_KEY_FILE",
+        help_heading = "Server"
+    )]
+    secure_key_file: Vec<KeyFile>,
 }
 
 impl ServerArgs {
@@ -50,6 +65,37 @@ impl ServerArgs {
     pub(crate) fn address(&self) -> Address {
         let usual = || Address { host: "127.0.0.1".to_owned(), port: DEFAULT_PORT };
         self.server.clone().unwrap_or_else(usual)
+    }
+
+    /// The secure key that was given, if any.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Malformed`]: there is no key in the file, or more than one file.
+    pub(crate) fn secure_key(&self) -> Result<Option<SecureKey>, Error> {
+        let bad = |message: String| Error::new(ErrorKind::Malformed, message);
+        match &self.secure_key_file[..] {
+            [] => key_of_environment().map_err(bad),
+            [file] => read_key_file(&file.path).map(Some).map_err(|error| bad(error.to_string())),
+            _ => Err(bad("a client has one secure key: give one --secure-key-file".to_owned())),
+        }
+    }
+
+    /// The flags by which a server that is started for this command gets the same key file.
+    pub(crate) fn key_arguments(&self) -> Vec<OsString> {
+        let flags = self.secure_key_file.iter();
+        flags.flat_map(|file| ["--secure-key-file".into(), file.path.clone().into()]).collect()
+    }
+
+    /// A client of the server, with the key.
+    ///
+    /// # Errors
+    /// As [`ServerArgs::secure_key`].
+    pub(crate) fn builder(&self) -> Result<ClientBuilder, Error> {
+        let builder = Client::builder(self.address().to_string());
+        Ok(match self.secure_key()? {
+            Some(key) => builder.secure_key(key),
+            None => builder,
+        })
     }
 
     /// Connects for as long as one command takes: what breaks the connection ends it.
@@ -62,8 +108,7 @@ impl ServerArgs {
 
     /// The same; `stays`: a connection that breaks is made again, for what survives that.
     async fn connect_to_stay(&self, stays: bool) -> Result<Client, Error> {
-        let address = self.address();
-        let connecting = Client::builder(address.to_string()).reconnect(stays).connect();
+        let connecting = self.builder()?.reconnect(stays).connect();
         tokio::time::timeout(self.connect_timeout, connecting).await.unwrap_or_else(|_| Err(self.too_late()))
     }
 
@@ -116,6 +161,19 @@ impl ServerArgs {
             _ => "",
         };
         Failure::new(error.exit_code(), format!("{what}: {error}{remedy}"))
+    }
+}
+
+/// The secure key in the environment, if there is one.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn key_of_environment() -> Result<Option<SecureKey>, String> {
+    match std::env::var(KEY_VARIABLE).map(Zeroizing::new) {
+        Ok(text) if !text.is_empty() => {
+            SecureKey::parse(&text).map(Some).map_err(|error| format!("{KEY_VARIABLE}: {error}"))
+        }
+        _ => Ok(None),
     }
 }
 

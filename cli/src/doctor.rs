@@ -1,6 +1,7 @@
 //! `ringpost doctor`: whether this machine has what a server needs, and what to do where it has not.
 
 use clap::Args;
+use ringpost::ErrorKind;
 use ringpost_io::{
     probe::{self, Probe},
     ring::RingConfig,
@@ -215,7 +216,14 @@ fn amount(limit: u64) -> String {
 async fn of_server(server: &ServerArgs) -> Check {
     let address = server.address();
     match server.ask("$sys.stats", "null").await {
-        Ok(_) => Check::ok("server", format!("one answers at {address}")),
+        Ok(_) if server.secure_key().is_ok_and(|key| key.is_some()) => {
+            Check::ok("server", format!("one answers at {address}, with the same secure key"))
+        }
+        Ok(_) => Check::ok("server", format!("one answers at {address}, in clear: there is no secure key")),
+        Err(error) if error.kind() == ErrorKind::Unauthorized => {
+            let remedy = "give the key that the server has: --secure-key-file FILE or RINGPOST_SECURE_KEY";
+            Check::not_ok("server", Level::Warn, format!("one answers at {address}: {error}"), remedy)
+        }
         Err(error) => {
             let remedy = "start one with `ringpost serve`, or say where it is with --server HOST:PORT";
             Check::not_ok("server", Level::Warn, format!("none answers at {address}: {error}"), remedy)

@@ -170,7 +170,9 @@ async fn handle(args: &HandleArgs, work: Arc<Work>, server: &ServerArgs) -> Outc
     let mut stop = Stop::listen()?;
     let action = args.action.as_str();
     let failed = |error| server.failure(&format!("the handler of `{action}`"), &error);
-    let client = Client::builder(server.address().to_string())
+    let client = server
+        .builder()
+        .map_err(failed)?
         .retry_initial(true)
         .auto_start(false)
         .connect()

@@ -18,6 +18,7 @@ mod doctor;
 mod exit;
 mod handle;
 mod json;
+mod keygen;
 pub mod load;
 mod log;
 mod logs;
@@ -69,7 +70,7 @@ fn run(cli: &Cli, matches: &ArgMatches) -> Outcome {
     match &cli.command {
         Command::Serve(args) => serve::run(args, matches.subcommand_matches("serve")),
         Command::Balance(args) => {
-            let given = args::flag_for_clients(matches).map(|_| server.connect_timeout);
+            let given = args::flag_for_clients(matches, false).map(|_| server.connect_timeout);
             balance::run(args, given)
         }
         Command::Handle(args) => handle::run(args, server),
@@ -82,6 +83,7 @@ fn run(cli: &Cli, matches: &ArgMatches) -> Outcome {
         Command::Queue(args) => control::queue(args, server),
         Command::Dead(args) => dead::run(args, server),
         Command::Log(args) => log::run(args),
+        Command::Keygen(args) => keygen::run(args),
         Command::Doctor(args) => doctor::run(args, server),
         Command::Demo(args) => demo::run(args),
         Command::Bench(args) => bench::run(args, server),

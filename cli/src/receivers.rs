@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use clap::Args;
-use ringpost::{Client, Event, Receivers};
+use ringpost::{Event, Receivers};
 
 use crate::{
     client::{self, ServerArgs},
@@ -54,7 +54,7 @@ async fn list(args: &ReceiversArgs, server: &ServerArgs) -> Outcome {
 /// Goes on until it is interrupted or nobody reads any more, also over a restart of the server.
 async fn watch(args: &ReceiversArgs, server: &ServerArgs) -> Outcome {
     let failed = |error| server.failure("the receivers", &error);
-    let connecting = Client::builder(server.address().to_string()).receivers(true).connect();
+    let connecting = server.builder().map_err(failed)?.receivers(true).connect();
     let client = tokio::time::timeout(server.connect_timeout, connecting)
         .await
         .unwrap_or_else(|_| Err(server.too_late()))

@@ -7,11 +7,15 @@ use clap::{
     builder::{PossibleValuesParser, TypedValueParser},
     parser::ValueSource,
 };
-use ringpost_server::{Config, ConfigError, Dispatch, Durable, Listen, Network, Server, Sync, parse_listens};
+use ringpost_protocol::secure::Role;
+use ringpost_server::{
+    Config, ConfigError, Dispatch, Durable, KeyFile, Listen, Network, Server, Sync, parse_listens,
+};
 
 use crate::{
     args::{duration, size},
-    exit::{Failure, Outcome},
+    client::key_of_environment,
+    exit::{CONFIGURATION, Failure, Outcome},
     output, signals,
 };
 
@@ -34,6 +38,10 @@ empty counts as not set.
   listen = [\"127.0.0.1:8888\", \"[::1]:8888\"]
   max-payload = \"1MiB\"
   drain-timeout = \"30s\"
+
+With a secure key (`ringpost keygen` makes one), only those who have it too can connect, and nobody \
+on the way can read or change what is said. The key comes from files, or is RINGPOST_SECURE_KEY. \
+SIGHUP reads the files again: give both keys for a while to change from one to the other.
 
 SIGTERM and SIGINT (Ctrl-C) let what is open come to its end, at most for --drain-timeout: what is \
 still open then ends with the code `draining`. After up to a second more for the goodbyes it ends \
@@ -68,6 +76,17 @@ pub(crate) struct ServeArgs {
     /// Networks of balancers (ADDRESS/BITS), from which connections begin with a PROXY header of version 2 [default: none]
     #[arg(long, value_name = "NETWORK", env = "RINGPOST_PROXY_FROM", value_delimiter = ',')]
     proxy_from: Vec<Network>,
+
+    /// A file with a secure key: then who connects must have it. May be given several times; the role is `client` [default],
+    /// `peer` or `admin`. Read again at SIGHUP
+    #[arg(
+        long,
+        value_name = "[ROLE:]FILE",
+        env = "RINGPOST_SECURE_KEY_FILE",
+        value_delimiter = ',',
+        global = false
+    )]
+    secure_key_file: Vec<KeyFile>,
 
     /// How a handler is chosen: one after the other, or the one that holds the fewest requests [default: round-robin]
     #[arg(
@@ -248,6 +267,10 @@ impl ServeArgs {
         replace(&mut config.id, self.id.clone());
         let listens: Vec<Listen> = self.listen.iter().flat_map(|listens| listens.0.clone()).collect();
         replace(&mut config.listen, Some(listens).filter(|listens| !listens.is_empty()));
+        let key_files = Some(self.secure_key_file.clone()).filter(|files| !files.is_empty());
+        replace(&mut config.secure_key_file, key_files);
+        let key = key_of_environment().map_err(|error| Failure::new(CONFIGURATION, error))?;
+        config.secure_keys.extend(key.map(|key| (key, Role::Client)));
         replace(
             &mut config.proxy_from,
             Some(self.proxy_from.clone()).filter(|networks| !networks.is_empty()),
@@ -353,7 +376,7 @@ mod tests {
              --max-sessions-away 14 --outcome-limit 15KiB --memory 16MiB --queue-memory 5MiB --busy-poll 60us --data-dir d \
              --sync interval:17s --segment-size 18MiB --max-disk 190MiB --handle-timeout 20s --dead-ttl 21s --dead-limit 22 \
              --idempotency-limit 23 --reattach 24s --durable all --proxy-from 10.0.0.0/8,::1 --max-unauthenticated 25 \
-             --max-unauthenticated-per-address 26"
+             --max-unauthenticated-per-address 26 --secure-key-file a --secure-key-file admin:b"
                 .split_whitespace()
                 .collect::<Vec<_>>()
                 .join(" ")
@@ -364,6 +387,7 @@ mod tests {
         expected.id = "a".to_owned();
         expected.listen =
             ["127.0.0.1:1", "[::1]:2,plain", "127.0.0.1:3"].map(|text| text.parse().unwrap()).to_vec();
+        expected.secure_key_file = ["a", "admin:b"].map(|text| text.parse().unwrap()).to_vec();
         expected.dispatch = Dispatch::LeastBusy;
         expected.dispatch_interval = Duration::from_millis(1);
         (expected.max_payload, expected.queue_limit, expected.queue_limit_bytes) = (1024, 1, 200 << 10);

@@ -127,9 +127,15 @@ impl Client {
 
     /// The connection that was asked for could not be opened.
     pub fn connect_failed(&mut self, reason: impl Into<Cow<'static, str>>, now: Time) {
+        self.turned_away(Error::new(Code::Connect, reason), now);
+    }
+
+    /// The connection that was asked for came to nothing, for a reason of its own: there is no secure key, or not the right
+    /// one. It is no reason to give up for good: nobody has proven to be the server.
+    pub fn turned_away(&mut self, error: Error, now: Time) {
         if self.link.phase == Phase::Dialing {
             self.link.failures += 1;
-            self.go_on_or_finish(Error::new(Code::Connect, reason), now);
+            self.go_on_or_finish(error, now);
         }
     }
 

@@ -5,7 +5,7 @@
 //! | first bytes, white space skipped | the connection speaks |
 //! |---|---|
 //! | `{` | JSON |
-//! | `B5 52 50 31` | the binary dialect: its preface, which is answered with ours |
+//! | `B5 52 50 31` | the binary dialect: its preface, which is answered with ours; or a [secure](crate::secure) client's hello |
 //! | an HTTP method and a blank | HTTP: it is told in HTTP what this port is |
 //! | `16 03` | TLS: it gets an alert that ends its handshake |
 //! | anything else | nothing known: it is told in JSON what is expected |
@@ -19,6 +19,7 @@ use crate::{
     frame::{self, FrameReader, Mode, Preface},
     json::{self, NotJson, Parser},
     message::{ClientMessage, ErrorReport, Scope, ServerMessage},
+    secure::ClientHello,
 };
 
 /// A dialect of the protocol.
@@ -37,6 +38,9 @@ pub enum Decoded {
     Opened(Dialect),
     /// A message, taken off the buffer.
     Message(ClientMessage),
+    /// The hello of a client that wants to speak in records, taken off the buffer. Go on with
+    /// [`ServerCodec::within_records`], or [`ServerCodec::stay_plain`] and [`ServerCodec::refuse`].
+    Secure(ClientHello),
     /// Nothing that is complete.
     NeedMore,
 }
@@ -46,6 +50,8 @@ pub enum Decoded {
 pub struct ServerCodec {
     boot: u64,
     max_payload: u32,
+    /// What is decoded came out of records already.
+    within_records: bool,
     speaks: Speaks,
 }
 
@@ -64,7 +70,17 @@ enum Speaks {
 impl ServerCodec {
     /// A codec for a new connection. `boot` is the broker's boot id, `max_payload` bounds payloads in bytes.
     pub fn new(boot: u64, max_payload: u32) -> Self {
-        Self { boot, max_payload, speaks: Speaks::NotKnownYet }
+        Self { boot, max_payload, within_records: false, speaks: Speaks::NotKnownYet }
+    }
+
+    /// The same for what comes out of the records of a connection with a secure key.
+    pub fn within_records(&self) -> Self {
+        Self { within_records: true, ..Self::new(self.boot, self.max_payload) }
+    }
+
+    /// A client that has said [`Decoded::Secure`] is answered in clear: it reads the refusal that must follow.
+    pub fn stay_plain(&mut self, out: &mut Outgoing) {
+        self.answer(out);
     }
 
     /// The dialect, once it is known.
@@ -206,14 +222,27 @@ impl ServerCodec {
                 return Err(error);
             }
         };
-        buffer.advance(Preface::BYTES);
-        self.answer(out);
         match theirs.mode {
-            Mode::Plain => Ok(Decoded::Opened(Dialect::Binary)),
-            Mode::Secure => Err(WireError::new(
-                Code::Unsupported,
-                "this listener has no key: connect without one (mode 0)",
-            )),
+            Mode::Plain => {
+                buffer.advance(Preface::BYTES);
+                self.answer(out);
+                Ok(Decoded::Opened(Dialect::Binary))
+            }
+            Mode::Secure if self.within_records => {
+                self.answer(out);
+                Err(WireError::new(Code::Unsupported, "there are no records within records: say mode 0 here"))
+            }
+            Mode::Secure => match ClientHello::decode(buffer) {
+                Ok(None) => Ok(Decoded::NeedMore),
+                Ok(Some(hello)) => {
+                    buffer.advance(ClientHello::BYTES);
+                    Ok(Decoded::Secure(hello))
+                }
+                Err(error) => {
+                    self.answer(out);
+                    Err(error)
+                }
+            },
         }
     }
 
@@ -299,6 +328,7 @@ mod tests {
     use crate::{
         Content,
         message::{Hello, Request},
+        secure::{Initiator, Role, SecureKey},
     };
 
     struct Side {
@@ -394,17 +424,46 @@ mod tests {
         assert!(heard[1].contains("TooLarge") && heard[1].contains("hello"), "{heard:?}");
     }
 
-    /// Whoever wants a secure connection is told in frames that there is no key here.
+    /// The hello of a client with a key is taken off whole, and answered by nobody yet; who does not want it says so in
+    /// frames.
+    #[test]
+    fn secure_is_recognised() {
+        let key = SecureKey::from_bytes([7; 32]);
+        let hello = *Initiator::new(&key, Role::Client).unwrap().hello();
+        let (heard, answer) = Side::hear(&hello, 5);
+        assert!(heard.len() == 1 && heard[0].contains("Secure"), "{heard:?}");
+        assert!(answer.is_empty());
+        let mut side = Side::new();
+        assert!(side.feed(&hello, &mut Vec::new()));
+        side.codec.stay_plain(&mut side.out);
+        let error = WireError::new(Code::Unauthorized, "no");
+        side.codec.refuse(&error, &mut side.parser, &mut side.out);
+        assert_eq!(refusal(&side.out.drain_to_vec()), Code::Unauthorized);
+    }
+
+    /// Neither records within records nor an unknown role lead anywhere: both are refused in frames.
     #[test]
     fn secure_is_refused_in_frames() {
-        let (heard, answer) = Side::hear(&Preface { mode: Mode::Secure, ..Preface::plain() }.encode(), 16);
-        assert!(heard[0].contains("no key"), "{heard:?}");
+        let key = SecureKey::from_bytes([7; 32]);
+        let mut hello = *Initiator::new(&key, Role::Client).unwrap().hello();
+        let mut side = Side::new();
+        side.codec = side.codec.within_records();
+        assert!(!side.feed(&hello, &mut Vec::new()));
+        assert_eq!(refusal(&side.out.drain_to_vec()), Code::Unsupported);
+        hello[6] = 9;
+        assert_eq!(refusal(&Side::hear(&hello, 100).1), Code::Unsupported);
+    }
+
+    /// The code in the error frame behind our preface.
+    fn refusal(answer: &[u8]) -> Code {
+        assert_eq!(Preface::decode(answer), Ok(Some(Preface::plain())));
         let mut frames = BytesMut::from(&answer[Preface::BYTES..]);
         let frame = FrameReader::new(1 << 16).next(&mut frames).unwrap().unwrap();
         let Ok(Some(ServerMessage::Error(report))) = frame::decode_server(frame) else {
             panic!("no error frame")
         };
-        assert_eq!((report.code, report.scope), (Code::Unsupported, Scope::Connection));
+        assert_eq!(report.scope, Scope::Connection);
+        report.code
     }
 
     /// HTTP gets a complete response, however its bytes are cut; TLS an alert; others an error in JSON.
@@ -435,6 +494,7 @@ mod tests {
             vec![0x16, 3],
             Preface::MAGIC.to_vec(),
             Preface::plain().encode().to_vec(),
+            Preface { mode: Mode::Secure, ..Preface::plain() }.encode().to_vec(),
             binary_hello(),
         ];
         (prop::sample::select(starts), prop::collection::vec(any::<u8>(), 0..200))

@@ -4,6 +4,7 @@
 //! * [`frame`]: the binary dialect, which the SDKs speak. [`json`]: the one that anything can speak.
 //! * [`dialect`]: the server's side of a connection: which of the two it is, and the codec for it.
 //! * [`proxy`]: what a balancer says in front of it.
+//! * [`secure`]: the handshake and the records of connections with a key.
 //! * [`Content`]: the variable parts of a message, as spans of the buffer they came in. [`Outgoing`]: what waits to be
 //!   sent.
 //! * [`Code`]: the table of errors. [`limits`]: every bound. [`time`]: points in time and the timer wheel, for cores
@@ -25,6 +26,7 @@ pub mod message;
 mod outgoing;
 mod pinned;
 pub mod proxy;
+pub mod secure;
 pub mod throttle;
 pub mod time;
 pub mod units;

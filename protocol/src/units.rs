@@ -91,8 +91,11 @@ pub mod size {
     }
 }
 
-/// The same where there is no size unless it is said.
-pub(crate) fn some_size<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+/// The same where there is no size unless it is said, for `#[serde(deserialize_with = "…")]`.
+///
+/// # Errors
+/// What is no size, with what would be one.
+pub fn some_size<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
     size::deserialize(from).map(Some)
 }
 

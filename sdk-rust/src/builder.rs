@@ -4,7 +4,7 @@ use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use ringpost_client::{ClientConfig, Error, Event};
-use ringpost_protocol::{Code, encode_headers, limits::MAX_SESSION_BYTES};
+use ringpost_protocol::{Code, encode_headers, limits::MAX_SESSION_BYTES, secure::SecureKey};
 use tokio::runtime::Handle;
 
 use crate::{
@@ -12,6 +12,7 @@ use crate::{
     client::Inner,
     handler::{Function, Handler},
     hub::{Hub, HubSink, OnEvent},
+    key::GivenKey,
     raw::{self, no_random_bytes},
 };
 
@@ -30,10 +31,11 @@ use crate::{
 ///
 /// Its own: [`session`](Self::session), [`unclaimed_replies`](Self::unclaimed_replies),
 /// [`retry_initial`](Self::retry_initial), [`max_reconnects`](Self::max_reconnects), [`max_pending`](Self::max_pending),
-/// [`on_event`](Self::on_event).
+/// [`on_event`](Self::on_event), [`secure_key`](Self::secure_key).
 #[must_use = "a client is made by `connect`"]
 pub struct ClientBuilder {
     address: Result<Address, Error>,
+    key: Option<GivenKey>,
     config: ClientConfig,
     auto_start: bool,
     on_event: Option<OnEvent>,
@@ -74,6 +76,7 @@ impl ClientBuilder {
     pub(crate) fn new(address: &str) -> Self {
         Self {
             address: Address::parse(address),
+            key: None,
             config: ClientConfig { retry_initial: false, ..ClientConfig::default() },
             auto_start: true,
             on_event: None,
@@ -170,6 +173,22 @@ impl ClientBuilder {
         self
     }
 
+    /// The secure key that the server has too: with one, nothing is said to who has not proven to have it, and nobody in
+    /// between can read or change what is said. Its text, as `ringpost keygen` wrote it, or any passphrase; or a
+    /// [`SecureKey`](crate::SecureKey), which several clients may share: to hash a passphrase takes 0.2 s and 64 MiB.
+    ///
+    /// Without it, the environment's `RINGPOST_SECURE_KEY`, if that is set; see [`plain`](Self::plain).
+    pub fn secure_key(mut self, key: impl Into<GivenKey>) -> Self {
+        self.key = Some(key.into());
+        self
+    }
+
+    /// Without a secure key, also where the environment has one: for a server that has none.
+    pub fn plain(mut self) -> Self {
+        self.key = Some(GivenKey::nothing());
+        self
+    }
+
     /// Called with all that happens to the connection, also while [`connect`](Self::connect) waits for it. It runs in the
     /// client's own task: it must be short. [`Client::events`] is a stream of the same.
     pub fn on_event(mut self, callback: impl Fn(&Event) + Send + Sync + 'static) -> Self {
@@ -229,12 +248,17 @@ impl ClientBuilder {
     ///
     /// # Errors
     /// * [`Code::Connect`]: the server cannot be reached (and `retry_initial` is off).
-    /// * [`Code::Malformed`], [`Code::ReservedName`]: a bad address, session or action.
+    /// * [`Code::Unauthorized`]: the server needs a secure key, or has another one (and `retry_initial` is off).
+    /// * [`Code::Malformed`], [`Code::ReservedName`]: a bad address, secure key, session or action.
     /// * [`Code::Unsupported`]: not within a tokio runtime, or the server speaks another version.
     /// * Whatever the server says against the connection or a handler.
     pub async fn connect(self) -> Result<Client, Error> {
         let auto_start = self.auto_start;
-        let (client, mut registrations) = self.build()?;
+        let key = match self.key.clone().or_else(GivenKey::from_environment) {
+            Some(given) => given.key().await?,
+            None => None,
+        };
+        let (client, mut registrations) = self.build(key)?;
         if auto_start {
             client.start().await?;
             for registration in &mut registrations {
@@ -244,7 +268,7 @@ impl ClientBuilder {
         Ok(client)
     }
 
-    fn build(mut self) -> Result<(Client, Vec<crate::Registration>), Error> {
+    fn build(mut self, key: Option<SecureKey>) -> Result<(Client, Vec<crate::Registration>), Error> {
         let address = self.address?;
         if self.config.session.len() > MAX_SESSION_BYTES {
             let message = format!("a session's name must not be longer than {MAX_SESSION_BYTES} bytes");
@@ -282,7 +306,7 @@ impl ClientBuilder {
             timeout => timeout,
         };
         let hub = Arc::new(Hub::new(runtime, self.on_event));
-        let raw = raw::Client::new(self.config, address, Arc::new(HubSink(hub.clone())))?;
+        let raw = raw::Client::with_key(self.config, address, key, Arc::new(HubSink(hub.clone())))?;
         let client = Client::new(Inner { raw, hub, patience });
         let registrations = self
             .handlers

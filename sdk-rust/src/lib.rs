@@ -8,6 +8,7 @@ mod client;
 mod handler;
 mod hub;
 mod json;
+mod key;
 mod news;
 pub mod raw;
 mod reply;
@@ -23,6 +24,7 @@ pub use cancellation::Cancellation;
 pub use client::{Client, Registration};
 pub use handler::{HandlerError, HandlerOptions, Request};
 pub use json::json;
+pub use key::GivenKey;
 pub use news::{Events, Receivers};
 pub use raw::Drained;
 pub use reply::{Reply, ReplyInfo};
@@ -31,5 +33,6 @@ pub use ringpost_client::{Error, Event};
 pub use ringpost_protocol::{
     Code as ErrorKind, Status,
     message::{Leg, RequestId},
+    secure::SecureKey,
 };
 pub use unclaimed::{Asked, Unclaimed, UnclaimedReplies};

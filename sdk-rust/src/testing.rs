@@ -80,6 +80,13 @@ impl Server {
         }
     }
 
+    /// Has it read the files of its secure keys again.
+    pub fn reload_keys(&self) {
+        if let Some(handle) = &self.handle {
+            handle.reload_keys();
+        }
+    }
+
     /// Starts it again at the same address, after it has been [stopped](Self::stop) if it runs. It knows nothing of what
     /// was before.
     ///

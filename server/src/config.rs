@@ -12,7 +12,9 @@ use ringpost_protocol::limits::{
 };
 use serde::Deserialize;
 
-use crate::{Listen, ListenerKind, Network, key_config::KeyConfig, units};
+use ringpost_protocol::secure::{Role, SecureKey};
+
+use crate::{Listen, ListenerKind, Network, key_config::KeyConfig, keys::KeyFile, units};
 
 /// How the next handler of an action is chosen among those that have credit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -126,6 +128,11 @@ pub struct Config {
     /// everybody who can connect may do everything.
     #[serde(rename = "key")]
     pub keys: Vec<KeyConfig>,
+    /// More files with secure keys, with which everything may be done that goes with their roles. Default: none.
+    pub secure_key_file: Vec<KeyFile>,
+    /// Secure keys that are in no file. They stay as long as the server runs.
+    #[serde(skip)]
+    pub secure_keys: Vec<(SecureKey, Role)>,
     /// Networks of balancers: connections from them begin with a header of the PROXY protocol, version 2, and count as
     /// coming from the address that it names. Default: none.
     pub proxy_from: Vec<Network>,
@@ -238,6 +245,8 @@ impl Default for Config {
             id: broker.server_id,
             listen: vec![SocketAddr::from(([127, 0, 0, 1], DEFAULT_PORT)).into()],
             keys: Vec::new(),
+            secure_key_file: Vec::new(),
+            secure_keys: Vec::new(),
             proxy_from: Vec::new(),
             dispatch: Dispatch::default(),
             dispatch_interval: broker.dispatch_interval,
@@ -397,7 +406,7 @@ impl Config {
             check(key, value, value > 0, || "at least 1".into())?;
         }
         let keyless =
-            self.listen.iter().find(|listen| self.keys.is_empty() && listen.kind == ListenerKind::Secure);
+            self.listen.iter().find(|listen| !self.has_keys() && listen.kind == ListenerKind::Secure);
         check("listen", keyless.map(Listen::to_string).unwrap_or_default(), keyless.is_none(), || {
             "plain as long as there is no key: nobody could connect".into()
         })?;
@@ -433,6 +442,11 @@ impl Config {
             || "at most 1s".into(),
         )?;
         Ok(())
+    }
+
+    /// Whether there are any secure keys.
+    pub(crate) fn has_keys(&self) -> bool {
+        !(self.keys.is_empty() && self.secure_key_file.is_empty() && self.secure_keys.is_empty())
     }
 
     /// What the core is told of it. Both random numbers are new at each start.

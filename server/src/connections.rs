@@ -1,13 +1,14 @@
 //! What is known of each connection, and the numbers by which the core knows them.
 
-use std::{collections::VecDeque, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{collections::VecDeque, net::SocketAddr, rc::Rc, time::Duration};
 
 use bytes::Bytes;
-use ringpost_broker::{ConnId, Permissions};
+use ringpost_broker::ConnId;
 use ringpost_io::{event::Event, stream::Stream};
 use ringpost_protocol::{Outgoing, dialect::ServerCodec, time::Time};
 
 use crate::{
+    channel::Channel,
     shard::{Coming, HeldBytes, TurnedAway},
     strangers::Stranger,
 };
@@ -35,11 +36,11 @@ pub(crate) struct Connection {
     pub(crate) awaits_header: bool,
     /// Its listener takes only connections with a key.
     pub(crate) secure: bool,
-    /// What it may do, if that is limited: known before it is told to the core.
-    pub(crate) permissions: Option<Arc<Permissions>>,
     /// How it is counted as long as it is not greeted.
     pub(crate) stranger: Option<Stranger>,
     pub(crate) codec: ServerCodec,
+    /// Its records, if its client has a secure key. Boxed: most servers have only one kind of clients.
+    pub(crate) channel: Option<Box<Channel>>,
     pub(crate) out: Outgoing,
     /// The latest list of receivers, as long as it was not sent.
     pub(crate) receivers: Option<Bytes>,
@@ -91,9 +92,9 @@ impl Connection {
             address,
             awaits_header: false,
             secure: false,
-            permissions: None,
             stranger: None,
             codec,
+            channel: None,
             out: Outgoing::new(),
             receivers: None,
             wake: Rc::default(),

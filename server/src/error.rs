@@ -2,7 +2,7 @@
 
 use ringpost_io::{listener::BindError, ring::RingError};
 
-use crate::{ConfigError, StorageError};
+use crate::{ConfigError, KeysError, StorageError};
 
 /// Why a server does not start. Each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -11,6 +11,9 @@ pub enum StartError {
     /// The configuration cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// A secure key cannot be used.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
     /// An address cannot be listened on.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -49,7 +52,7 @@ impl StartError {
     /// 65 a corrupt log, 74 a disk.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Descriptors { .. } => 78,
+            Self::Config(_) | Self::Keys(_) | Self::Descriptors { .. } => 78,
             Self::Bind(_) => 69,
             Self::Storage(error) => error.exit_code(),
             Self::Ring(_) | Self::System { .. } => 71,

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use ringpost_broker::{Allowed, BadPattern, Names, Permissions, Role};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 /// One key: its file, and what its connections may do. In the configuration file:
 ///
@@ -49,20 +49,15 @@ impl KeyConfig {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Written {
     file: PathBuf,
-    #[serde(default)]
-    role: WrittenRole,
+    #[serde(default, deserialize_with = "role")]
+    role: Role,
     handle: Option<Vec<String>>,
     request: Option<Vec<String>>,
     sys: Option<bool>,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum WrittenRole {
-    #[default]
-    Client,
-    Peer,
-    Admin,
+fn role<'de, D: Deserializer<'de>>(from: D) -> Result<Role, D::Error> {
+    String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
 }
 
 /// A key that contradicts itself.
@@ -82,7 +77,7 @@ impl TryFrom<Written> for KeyConfig {
 
     fn try_from(written: Written) -> Result<Self, KeyError> {
         let Written { file, role, handle, request, sys } = written;
-        if role == WrittenRole::Admin && (handle.is_some() || request.is_some() || sys.is_some()) {
+        if role == Role::Admin && (handle.is_some() || request.is_some() || sys.is_some()) {
             return Err(KeyError::LimitedAdmin { file });
         }
         let allowed = |list, patterns: Option<Vec<String>>| match patterns.map(Names::new) {
@@ -91,11 +86,7 @@ impl TryFrom<Written> for KeyConfig {
             Some(Err(cause)) => Err(KeyError::Pattern { file: file.clone(), list, cause }),
         };
         let permissions = Permissions {
-            role: match role {
-                WrittenRole::Client => Role::Client,
-                WrittenRole::Peer => Role::Peer,
-                WrittenRole::Admin => Role::Admin,
-            },
+            role,
             handle: allowed("handle", handle)?,
             request: allowed("request", request)?,
             sys: sys.unwrap_or(false),

@@ -33,15 +33,19 @@
 //! | `connections` | what is known of each connection |
 //! | `tasks` | reader and writer of a connection, acceptor, flusher, timekeeper |
 //! | `strangers` | how many connections there may be that have not said who they are |
+//! | [`KeyFile`] (`keys`) | secure keys: their files, and which are good now |
+//! | `channel` | the records of a connection with a secure key |
 //! | `buffers` | buffers to write with, used again and again |
 
 #![forbid(unsafe_code)]
 
 mod buffers;
+mod channel;
 mod config;
 mod connections;
 mod error;
 mod key_config;
+mod keys;
 mod listen;
 mod network;
 mod server;
@@ -53,6 +57,7 @@ mod tasks;
 pub use config::{Config, ConfigError, Dispatch, Durable, Sync};
 pub use error::StartError;
 pub use key_config::KeyConfig;
+pub use keys::{KeyFile, KeysError, read_key_file};
 pub use listen::{Listen, ListenError, ListenerKind, parse_listen, parse_listens};
 pub use network::{Network, NetworkError};
 use ringpost_protocol::throttle;

@@ -8,10 +8,15 @@ use ringpost_io::{
     ring::{self, RingConfig},
     signals::{Signal, Signals},
 };
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use ringpost_protocol::secure::{Role, SecureKey};
+use tokio::sync::{
+    mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    oneshot,
+};
 
 use crate::{
     Config, Dispatch, Listen, ListenerKind, StartError,
+    keys::KeySources,
     shard::{LogAtStart, Shard},
     storage::Recovery,
     tasks::{self, CrashWithMe},
@@ -123,6 +128,13 @@ impl Builder {
         self
     }
 
+    /// A secure key, and what it is good for: from the first one on, who connects must have one of them.
+    #[must_use]
+    pub fn secure_key(mut self, key: SecureKey, role: Role) -> Self {
+        self.config.secure_keys.push((key, role));
+        self
+    }
+
     /// How handlers are chosen.
     #[must_use]
     pub fn dispatch(mut self, dispatch: Dispatch) -> Self {
@@ -230,6 +242,13 @@ impl Handle {
         self.tell(Command::Drain(grace));
     }
 
+    /// Reads the files of its secure keys again, as SIGHUP does for a whole process: who came with a key that is not there
+    /// any more has to leave, within `drain-timeout`. Returns at once; where a file cannot be used, the keys stay as they
+    /// were, and the log says so.
+    pub fn reload_keys(&self) {
+        self.tell(Command::ReloadKeys);
+    }
+
     /// Stops it at once, and waits for its end.
     pub fn stop(self) {
         drop(self);
@@ -265,6 +284,7 @@ impl Drop for Handle {
 #[derive(Debug)]
 enum Command {
     Drain(Duration),
+    ReloadKeys,
     Stop,
 }
 
@@ -282,6 +302,8 @@ fn run(
 ) -> Result<Ended, StartError> {
     config.validate()?;
     let max_connections = max_connections(&config)?;
+    let sources = KeySources::of(&config);
+    let keys = sources.read()?;
     let seeds = [random()?, random()?, random()?];
     let mut recovery = Recovery::begin(&config, seeds[0], [random()?, random()?, random()?])?;
     let ring = RingConfig { busy_poll: config.busy_poll, ..RingConfig::default() };
@@ -305,11 +327,20 @@ fn run(
             Some(recovery) => recovery.soon().await,
             None => None,
         };
-        let has_keys = !config.keys.is_empty();
+        let has_keys = config.has_keys();
         let secure: Vec<_> = config.listen.iter().map(|listen| listen.kind.is_secure(has_keys)).collect();
         for (listen, address) in config.listen.iter().zip(&addresses) {
             tracing::info!(%address, id = config.id, secure = listen.kind.is_secure(has_keys), "listening");
             warn_if_open(listen, *address, has_keys);
+        }
+        if !keys.is_empty() {
+            tracing::info!(keys = keys.describe(), "who connects needs a secure key");
+        }
+        if keys.has_passphrase() && addresses.iter().any(|address| !address.ip().is_loopback()) {
+            tracing::warn!(
+                "a secure key is a passphrase, and the server listens beyond loopback: who hears a connection begin can try \
+                 passphrases at home; `ringpost keygen` makes keys that cannot be guessed"
+            );
         }
         let drain_timeout = config.drain_timeout;
         let (log, performer) = match soon.transpose()? {
@@ -317,7 +348,7 @@ fn run(
             None if recovery.is_some() => (LogAtStart::Reading, None),
             None => (LogAtStart::None, None),
         };
-        let shard = Rc::new(Shard::new(config, listeners.clone(), max_connections, seeds, log));
+        let shard = Rc::new(Shard::new(config, listeners.clone(), max_connections, seeds, keys, log));
         match (performer, recovery) {
             (Some(performer), _) => {
                 ring::spawn(tasks::keep_log(shard.clone(), Rc::new(performer)));
@@ -334,10 +365,10 @@ fn run(
         ring::spawn(tasks::keep_time(shard.clone()));
         let by_signal = Rc::new(std::cell::Cell::new(Ended::Stopped));
         if let Control::Commands(commands) = control {
-            ring::spawn(obey(shard.clone(), commands));
+            ring::spawn(obey(shard.clone(), commands, sources.clone()));
         }
         if let Some(signals) = signals {
-            ring::spawn(heed(shard.clone(), signals, drain_timeout, by_signal.clone()));
+            ring::spawn(heed(shard.clone(), signals, sources, drain_timeout, by_signal.clone()));
         }
         listening(&addresses);
         shard.ended.wait().await;
@@ -361,22 +392,53 @@ fn run(
     })?
 }
 
-async fn obey(shard: Rc<Shard>, mut commands: UnboundedReceiver<Command>) {
+async fn obey(shard: Rc<Shard>, mut commands: UnboundedReceiver<Command>, sources: KeySources) {
     let _crash = CrashWithMe(shard.clone());
     while let Some(command) = commands.recv().await {
         match command {
             Command::Drain(grace) => shard.drain(grace),
+            Command::ReloadKeys => reload_keys(&shard, &sources).await,
             Command::Stop => shard.stop(),
         }
     }
 }
 
-async fn heed(shard: Rc<Shard>, mut signals: Signals, grace: Duration, ended: Rc<std::cell::Cell<Ended>>) {
+/// On a thread of its own: to hash a passphrase takes so long that others would feel it.
+async fn reload_keys(shard: &Shard, sources: &KeySources) {
+    let (done, read) = oneshot::channel();
+    let sources = sources.clone();
+    let started = std::thread::Builder::new().name("ringpost-keys".into()).spawn(move || {
+        // Nobody waits for it any more when the server has ended meanwhile.
+        done.send(sources.read()).ok();
+    });
+    if let Err(error) = started {
+        return tracing::error!(%error, "the secure keys stay as they were: no thread to read them");
+    }
+    match read.await {
+        Ok(Ok(keys)) => {
+            tracing::info!(keys = keys.describe(), "the secure keys were read again");
+            shard.change_keys(keys);
+        }
+        Ok(Err(error)) => tracing::error!(%error, "the secure keys stay as they were"),
+        Err(_) => tracing::error!("the secure keys stay as they were: the thread that read them panicked"),
+    }
+}
+
+async fn heed(
+    shard: Rc<Shard>,
+    mut signals: Signals,
+    sources: KeySources,
+    grace: Duration,
+    ended: Rc<std::cell::Cell<Ended>>,
+) {
     let _crash = CrashWithMe(shard.clone());
     let mut asked = false;
     loop {
         match signals.next().await {
-            Signal::Hangup => tracing::info!("SIGHUP: there is nothing to read again yet"),
+            Signal::Hangup if !sources.has_files() => {
+                tracing::info!("SIGHUP: there are no key files, and nothing else is read again");
+            }
+            Signal::Hangup => reload_keys(&shard, &sources).await,
             signal if asked => {
                 tracing::warn!(?signal, "a second signal: leaving at once");
                 ended.set(Ended::BySignal(signal.number()));

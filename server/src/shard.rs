@@ -4,6 +4,7 @@ mod arriving;
 mod ending;
 mod log;
 mod memory;
+mod secure;
 mod traffic;
 
 use std::{
@@ -31,6 +32,7 @@ use crate::{
     Config,
     buffers::Buffers,
     connections::{Connection, Connections, Key, Phase, Waiting},
+    keys::Keyring,
     storage::{LogFiles, StorageError},
     strangers::Strangers,
     throttle::Throttle,
@@ -102,6 +104,12 @@ struct State {
     slow_lines: Throttle,
     /// Lines about connections that ended within a large message.
     starved_lines: Throttle,
+    /// Lines about connections without the right key.
+    unauthorized_lines: Throttle,
+    /// The secure keys that are known now.
+    keys: Keyring,
+    /// Connections whose key is not known any more.
+    retiring: Waiting,
     /// Clogged connections, to be looked at again.
     clogged: Waiting,
     /// Those that are held back because memory is short.
@@ -150,6 +158,7 @@ impl Shard {
         listeners: Vec<Listener>,
         max_connections: usize,
         seeds: [u64; 3],
+        keys: Keyring,
         log: LogAtStart,
     ) -> Self {
         let [boot, hash_seed, strangers_seed] = seeds;
@@ -180,6 +189,9 @@ impl Shard {
             surplus_lines: Throttle::default(),
             slow_lines: Throttle::default(),
             starved_lines: Throttle::default(),
+            unauthorized_lines: Throttle::default(),
+            keys,
+            retiring: Waiting::new(config.drain_timeout),
             clogged: Waiting::new(config.ping_interval * 3),
             held_back: Vec::new(),
             line: memory::Line::default(),
@@ -219,6 +231,12 @@ impl Shard {
     /// The client has ended its half. What the buffer still has is no whole message.
     pub(crate) fn half_closed(&self, conn: ConnId, buffer: &[u8]) {
         self.turn(|state, now| {
+            let channel = state.connections.get_mut(conn).and_then(|it| it.channel.as_ref());
+            if channel.is_some_and(|channel| !channel.incoming.has_ended()) {
+                tracing::debug!(%conn, "cut off: the stream ended without the record that ends it");
+                state.lose(conn, now);
+                return state.act(now);
+            }
             if !buffer.is_empty() {
                 state.refuse_truncated(conn, buffer, now);
                 return state.act(now);
@@ -267,13 +285,20 @@ impl Shard {
         {
             connection.append_receivers(&mut state.parser, &mut state.buffers);
         }
-        if let Some(segment) = connection.out.pop(Vec::new) {
+        let ending = connection.phase >= Phase::Ending;
+        let next = match &mut connection.channel {
+            None => connection.out.pop(Vec::new),
+            Some(channel) => channel
+                .next(&mut connection.out, &mut state.buffers)
+                .or_else(|| if ending { channel.end() } else { None }),
+        };
+        if let Some(segment) = next {
             (connection.in_flight, connection.in_flight_own) = (segment.as_ref().len(), segment.own_bytes());
             connection.overtaken =
                 connection.overtaken.saturating_add(u8::from(connection.receivers.is_some()));
             return NextWrite::Write(segment);
         }
-        if connection.phase >= Phase::Ending { NextWrite::End } else { NextWrite::Wait }
+        if ending { NextWrite::End } else { NextWrite::Wait }
     }
 
     /// A segment was sent: its buffer can be used again.
@@ -437,6 +462,7 @@ mod tests {
                 vec![listener.clone()],
                 8,
                 [1, 2, 3],
+                Keyring::default(),
                 LogAtStart::None,
             ));
             ring::spawn(tasks::accept(shard.clone(), listener, false));
@@ -458,7 +484,8 @@ mod tests {
         ring::run(&RingConfig { entries: 8, ..RingConfig::default() }, async {
             let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
             let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-            let shard = Shard::new(Config::default(), Vec::new(), 8, [1, 2, 3], LogAtStart::None);
+            let shard =
+                Shard::new(Config::default(), Vec::new(), 8, [1, 2, 3], Keyring::default(), LogAtStart::None);
             let (conn, _) = shard.admit(Stream::from_std(listener.accept().unwrap().0), false).unwrap();
             let pieces = |messages| {
                 let mut buffer = BytesMut::from("{\"action\":\"ping\"}\n".repeat(messages).as_bytes());

@@ -11,7 +11,7 @@ use std::{
 };
 
 use common::{Binary, DEADLINE, Json, connect, connect_to, until_closed};
-use ringpost_protocol::{Code, frame::Preface, message::ServerMessage, proxy};
+use ringpost_protocol::{Code, frame::Preface, message::ServerMessage, proxy, secure::SecureKey};
 use ringpost_server::{Config, Handle, KeyConfig, Listen, Server};
 use serde_json::Value;
 
@@ -297,8 +297,10 @@ fn proxied_addresses_have_the_bound() {
 /// A listener that is not plain takes nobody without a key on a server that has one; a plain one beside it takes everybody.
 #[test]
 fn listeners_have_kinds() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(SecureKey::text_of(&[7; 32]).as_bytes()).unwrap();
     let server = server_with(|config| {
-        config.keys = vec![KeyConfig::new("a.key".into(), Default::default())];
+        config.keys = vec![KeyConfig::new(file.path().into(), Default::default())];
         config.listen.push("[::1]:0,plain".parse::<Listen>().unwrap());
     });
     let mut socket = connect(&server);

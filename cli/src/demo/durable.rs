@@ -30,7 +30,7 @@ pub(super) async fn killed_server(tell: &mut Narrator, cores: Cores) -> Outcome 
     let address = server.address();
     tell.command(&format!("ringpost serve --listen {address} --data-dir {}", folder.path().display()))?;
 
-    let builder = Client::builder(address.to_string()).reconnect_interval(Duration::from_millis(50));
+    let builder = Client::builder(address.to_string()).plain().reconnect_interval(Duration::from_millis(50));
     let client = builder.connect().await.map_err(went_wrong)?;
     let mut asked = JoinSet::new();
     for number in 0..REQUESTS {
@@ -59,6 +59,7 @@ pub(super) async fn killed_server(tell: &mut Narrator, cores: Cores) -> Outcome 
         started.elapsed().as_millis()
     ))?;
     let handler = Client::builder(address.to_string())
+        .plain()
         .handler(ACTION, |request: Request| async move {
             let number: u64 = request.json()?;
             Ok(Reply::json(&(number * 2))?)

@@ -44,6 +44,7 @@ pub(super) async fn client(server: SocketAddr) -> Outcome<Client> {
 /// The handler of the first example: it adds one.
 pub(super) async fn adding_handler(server: SocketAddr) -> Outcome<Client> {
     Client::builder(server.to_string())
+        .plain()
         .handler("client_1", |request: Request| async move {
             let sum: Sum = request.json()?;
             Ok(Reply::json(&Sum { value: sum.value + 1 })?)
@@ -56,6 +57,7 @@ pub(super) async fn adding_handler(server: SocketAddr) -> Outcome<Client> {
 /// A handler that says its name, or that it will not.
 pub(super) async fn named_handler(server: SocketAddr, action: &str, name: &'static str) -> Outcome<Client> {
     Client::builder(server.to_string())
+        .plain()
         .handler(action, move |request: Request| async move {
             if request.is_broadcast() && name == "cleo" {
                 return Err(HandlerError::new("not today").with_code("tired"));

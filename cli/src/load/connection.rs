@@ -7,6 +7,7 @@ use mio::net::TcpStream;
 
 use super::{
     engine::{Clock, Tally},
+    records::Records,
     window::Window,
     wire::{Event, Role, Wire},
 };
@@ -21,6 +22,7 @@ pub(super) struct Connection<W> {
     index: u32,
     wire: W,
     window: Window,
+    records: Option<Records>,
     input: Input,
     output: Output,
 }
@@ -32,12 +34,13 @@ impl<W: Wire> Connection<W> {
         role: Role,
         index: u32,
         mut wire: W,
+        mut records: Option<Records>,
         window: Window,
     ) -> io::Result<Self> {
         let mut output = Output::default();
-        wire.open(&mut output.bytes);
-        output.flush(&mut stream)?;
-        Ok(Self { stream, role, index, wire, window, input: Input::new(), output })
+        wire.open(&mut output.said);
+        output.flush(&mut stream, records.as_mut())?;
+        Ok(Self { stream, role, index, wire, window, records, input: Input::new(), output })
     }
 
     /// The socket, to register it.
@@ -49,14 +52,14 @@ impl<W: Wire> Connection<W> {
     pub(super) fn start(&mut self, in_flight: u32, now_ns: u64) -> anyhow::Result<()> {
         for _ in 0..in_flight {
             let number = self.window.send(now_ns);
-            self.wire.request(number, &mut self.output.bytes);
+            self.wire.request(number, &mut self.output.said);
         }
         self.flush()
     }
 
     /// Says the protocol's last words.
     pub(super) fn close(&mut self) -> anyhow::Result<()> {
-        self.wire.close(&mut self.output.bytes);
+        self.wire.close(&mut self.output.said);
         self.flush()
     }
 
@@ -75,12 +78,14 @@ impl<W: Wire> Connection<W> {
 
     /// Sends what waits, as far as the socket takes it; the rest goes when it is writable again.
     pub(super) fn flush(&mut self) -> anyhow::Result<()> {
-        self.output.flush(&mut self.stream).with_context(|| format!("{}: sending", self.name()))
+        let flushed = self.output.flush(&mut self.stream, self.records.as_mut());
+        flushed.with_context(|| format!("{}: sending", self.name()))
     }
 
     fn receive_all(&mut self, closing: bool, clock: &Clock, tally: &mut Tally) -> anyhow::Result<()> {
         loop {
             let filled = self.input.fill(&mut self.stream).context("receiving")?;
+            self.input.open(self.records.as_mut())?;
             // One reading for all that one system call brought: with one request in flight that is one per reply.
             let now_ns = clock.now_ns();
             self.handle(now_ns, tally)?;
@@ -97,7 +102,7 @@ impl<W: Wire> Connection<W> {
 
     #[inline]
     fn handle(&mut self, now_ns: u64, tally: &mut Tally) -> anyhow::Result<()> {
-        while let Some((bytes, event)) = self.wire.next(self.input.unread(), &mut self.output.bytes)? {
+        while let Some((bytes, event)) = self.wire.next(self.input.unread(), &mut self.output.said)? {
             self.input.consume(bytes);
             match event {
                 Event::Other => {}
@@ -125,7 +130,7 @@ impl<W: Wire> Connection<W> {
     fn send_next(&mut self, now_ns: u64, tally: &Tally) {
         if tally.sending {
             let number = self.window.send(now_ns);
-            self.wire.request(number, &mut self.output.bytes);
+            self.wire.request(number, &mut self.output.said);
         }
     }
 
@@ -154,12 +159,14 @@ enum Filled {
 struct Input {
     bytes: Vec<u8>,
     start: usize,
+    /// Where what can be read ends: behind it lies a part of a record.
+    plain: usize,
     end: usize,
 }
 
 impl Input {
     fn new() -> Self {
-        Self { bytes: vec![0; INPUT_BYTES], start: 0, end: 0 }
+        Self { bytes: vec![0; INPUT_BYTES], start: 0, plain: 0, end: 0 }
     }
 
     /// Reads once.
@@ -180,8 +187,20 @@ impl Input {
         }
     }
 
+    /// Makes readable what came.
+    #[inline]
+    fn open(&mut self, records: Option<&mut Records>) -> anyhow::Result<()> {
+        match records {
+            None => self.plain = self.end,
+            Some(records) => {
+                (self.plain, self.end) = records.open(&mut self.bytes[..self.end], self.plain)?;
+            }
+        }
+        Ok(())
+    }
+
     fn unread(&self) -> &[u8] {
-        &self.bytes[self.start..self.end]
+        &self.bytes[self.start..self.plain]
     }
 
     fn consume(&mut self, count: usize) {
@@ -192,6 +211,7 @@ impl Input {
     fn compact(&mut self) {
         self.bytes.copy_within(self.start..self.end, 0);
         self.end -= self.start;
+        self.plain -= self.start;
         self.start = 0;
         if self.end == self.bytes.len() {
             self.bytes.resize(2 * self.end, 0);
@@ -202,12 +222,20 @@ impl Input {
 /// Bytes that are not yet sent.
 #[derive(Default)]
 struct Output {
+    /// As the wire says it.
+    said: Vec<u8>,
+    /// On its way: the same, or in records.
     bytes: Vec<u8>,
     sent: usize,
 }
 
 impl Output {
-    fn flush(&mut self, stream: &mut TcpStream) -> io::Result<()> {
+    fn flush(&mut self, stream: &mut TcpStream, records: Option<&mut Records>) -> io::Result<()> {
+        match records {
+            Some(records) => records.seal(&mut self.said, &mut self.bytes),
+            None if self.bytes.is_empty() => std::mem::swap(&mut self.said, &mut self.bytes),
+            None => self.bytes.append(&mut self.said),
+        }
         while self.sent < self.bytes.len() {
             match stream.write(&self.bytes[self.sent..]) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),

@@ -18,6 +18,7 @@ use super::{
     cpu::CpuMeter,
     machine::Machine,
     outcome::{Latency, Share},
+    records::Records,
     window::Window,
     wire::{Role, Wire},
 };
@@ -58,7 +59,7 @@ pub(super) fn run<W: Wire>(
     engine.run_for(Phase::Drain, PATIENCE, on_progress, |engine| engine.open_requests() == 0)?;
     engine.connections.iter_mut().try_for_each(Connection::close)?;
     Ok(Outcome {
-        protocol: W::NAME.to_owned(),
+        protocol: format!("{}{}", W::NAME, if options.secure_key.is_some() { ", secure" } else { "" }),
         requests_per_second: requests as f64 / elapsed.as_secs_f64(),
         requests,
         elapsed_seconds: elapsed.as_secs_f64(),
@@ -136,15 +137,19 @@ impl<W: Wire> Engine<W> {
     /// Connects all of a role and waits until the server knows them.
     fn connect(&mut self, role: Role, count: u32, options: &Options) -> anyhow::Result<()> {
         for index in 0..count {
-            let stream = TcpStream::connect_timeout(&options.server, PATIENCE).with_context(|| {
+            let mut stream = TcpStream::connect_timeout(&options.server, PATIENCE).with_context(|| {
                 format!("connecting to {} (is the server running there?)", options.server)
             })?;
             stream.set_nodelay(true)?;
+            let records = match &options.secure_key {
+                Some(key) => Some(Records::agree(&mut stream, key)?),
+                None => None,
+            };
             stream.set_nonblocking(true)?;
             let stream = mio::net::TcpStream::from_std(stream);
             let window = Window::new(if role == Role::Requester { options.in_flight } else { 0 });
             let mut connection =
-                Connection::open(stream, role, index, W::new(role, index, options)?, window)?;
+                Connection::open(stream, role, index, W::new(role, index, options)?, records, window)?;
             let token = Token(self.connections.len());
             // Edge-triggered: writability is told again only after the socket had been full.
             self.poll.registry().register(

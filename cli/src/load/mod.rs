@@ -22,6 +22,7 @@ mod engine;
 mod json;
 mod machine;
 mod outcome;
+mod records;
 mod spawn;
 mod window;
 pub mod wire;
@@ -29,6 +30,7 @@ pub mod wire;
 use std::{net::SocketAddr, sync::atomic::AtomicBool, time::Duration};
 
 use anyhow::{bail, ensure};
+use ringpost_protocol::secure::SecureKey;
 use serde::{Deserialize, Serialize};
 
 pub use binary::Binary;
@@ -89,6 +91,9 @@ pub struct Options {
     /// the binary dialect only; [`run_with`] does not look at it.
     #[serde(default)]
     pub durable: bool,
+    /// The secure key of the server, if it has one: then all goes through records. [`run_with`] does not look at it.
+    #[serde(skip)]
+    pub secure_key: Option<SecureKey>,
     /// Traffic before the measuring begins.
     pub warm_up: Duration,
     /// How long to measure.
@@ -110,6 +115,7 @@ impl Options {
             handlers: 4,
             size: 128,
             durable: false,
+            secure_key: None,
             warm_up: Duration::from_millis(500),
             duration: Duration::from_secs(5),
             pin: None,

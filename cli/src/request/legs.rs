@@ -60,8 +60,10 @@ impl raw::CompletionSink for Sink {
 pub(super) async fn run(message: &Message<'_>, timeout: Duration, server: &ServerArgs) -> Outcome {
     let (sender, mut news) = mpsc::unbounded_channel();
     let config = ClientConfig { retry_initial: false, reconnect: false, ..ClientConfig::default() };
-    let client = raw::Client::new(config, server.address(), Arc::new(Sink { news: sender }))
-        .map_err(|error| server.failure(&what(message), &error))?;
+    let failed = |error| server.failure(&what(message), &error);
+    let key = server.secure_key().map_err(failed)?;
+    let client = raw::Client::with_key(config, server.address(), key, Arc::new(Sink { news: sender }))
+        .map_err(failed)?;
     let mut stop = Stop::listen()?;
     let outcome = tokio::select! {
         outcome = gather(&client, &mut news, message, timeout, server) => outcome,

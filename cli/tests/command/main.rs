@@ -15,4 +15,5 @@ mod help;
 mod log;
 mod look;
 mod request;
+mod secure;
 mod serve;

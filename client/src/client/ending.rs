@@ -168,10 +168,8 @@ impl Client {
     }
 
     pub(super) fn go_on_or_finish(&mut self, reason: Error, now: Time) {
-        let final_reason = matches!(
-            reason.kind(),
-            Code::SessionTaken | Code::Unsupported | Code::Unauthorized | Code::Forbidden
-        );
+        // Not the secure key: it may come to the server later, or was refused by somebody in between.
+        let final_reason = matches!(reason.kind(), Code::SessionTaken | Code::Unsupported);
         // A server that is not ready yet is there: it is waited for as one that was.
         let was_there = self.link.was_ready || reason.kind() == Code::Recovering;
         let wanted = if was_there { self.config.reconnect } else { self.config.retry_initial };

@@ -116,7 +116,7 @@ fn a_silent_server_is_no_server() {
 /// What cannot become better is final: no further try, and all that waits ends with that reason.
 #[test]
 fn final_reasons_end_the_client() {
-    for code in [Code::SessionTaken, Code::Unsupported, Code::Unauthorized, Code::Forbidden] {
+    for code in [Code::SessionTaken, Code::Unsupported] {
         let mut rig = Rig::new(config());
         rig.request(plain(), 1);
         rig.client.connected(rig.now);
@@ -132,6 +132,24 @@ fn final_reasons_end_the_client() {
     assert_eq!((closed(&outputs), pause(&outputs)), (Some(Code::SessionTaken), None));
     let mut rig = Rig::ready(config());
     assert!(pause(&rig.receive(report(Scope::Connection, 0, Code::Malformed))).is_some());
+}
+
+/// A key that is wrong now may be right later, and nobody has proven to be the server: the client goes on, unless it wants
+/// to know at once.
+#[test]
+fn a_wrong_key_is_not_final() {
+    for code in [Code::Unauthorized, Code::Forbidden] {
+        let mut rig = Rig::new(config());
+        rig.client.connected(rig.now);
+        rig.outputs();
+        assert!(pause(&rig.receive(report(Scope::Connection, 0, code))).is_some());
+        rig.pass(secs(2));
+        rig.client.turned_away(Error::new(code, "another key"), rig.now);
+        assert!(pause(&rig.outputs()).is_some());
+        let mut rig = Rig::new(ClientConfig { retry_initial: false, ..config() });
+        rig.client.turned_away(Error::new(code, "another key"), rig.now);
+        assert_eq!(closed(&rig.outputs()), Some(code));
+    }
 }
 
 /// Without reconnect a lost connection is the end; what was not sent ends with `connect`.

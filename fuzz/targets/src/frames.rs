@@ -94,6 +94,7 @@ fn hear(stream: &[u8], size: u8) -> (Vec<String>, Option<WireError>) {
             match codec.decode(&mut parser, &mut buffer, &mut out) {
                 Ok(Decoded::Message(message)) => heard.push(format!("{message:?}")),
                 Ok(Decoded::Opened(_)) => {}
+                Ok(Decoded::Secure(hello)) => panic!("{hello:?} behind a plain preface"),
                 Ok(Decoded::NeedMore) => break,
                 Err(error) => {
                     codec.refuse(&error, &mut parser, &mut out);

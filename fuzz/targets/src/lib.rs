@@ -11,6 +11,8 @@
 //! | [`client`] | choices: what the application wants, the server says, and when connections break |
 //! | [`records`] | the body of a record of the log, a whole record, or the header of a file |
 //! | [`recovery`] | the files in a data directory |
+//! | [`handshake`] | hellos of connections with a secure key, or changes of true ones |
+//! | [`secure_records`] | choices: what is said in records, and what is done with them on their way |
 //! | [`damage`] | choices: how a log was written, and which bytes of it were changed |
 //!
 //! [`seeds`] has bytes to begin with.
@@ -27,6 +29,7 @@ mod json;
 mod logs;
 mod records;
 mod recovery;
+mod secure;
 mod seeds;
 
 pub use broker::broker;
@@ -35,13 +38,14 @@ pub use frames::frames;
 pub use json::json;
 pub use records::records;
 pub use recovery::{damage, recovery};
+pub use secure::{handshake, secure_records};
 pub use seeds::seeds;
 
 /// A target, by the name that `cargo fuzz run` knows it by.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 9] = [
     ("frames", frames),
     ("json", json),
     ("broker", broker),
@@ -49,4 +53,6 @@ pub const TARGETS: [Target; 7] = [
     ("records", records),
     ("recovery", recovery),
     ("damage", damage),
+    ("handshake", handshake),
+    ("secure-records", secure_records),
 ];

@@ -39,7 +39,7 @@ pub fn seeds(target: &str) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
             let input = |seed, mended| logs::to_input(&logs::history(&any_bytes(seed)[..400]), mended);
             Ok((0..16).map(|seed| (format!("log-{seed}"), input(seed, seed % 2 == 1))).collect())
         }
-        "broker" | "client" | "damage" => {
+        "broker" | "client" | "damage" | "handshake" | "secure-records" => {
             Ok((0..32).map(|seed| (format!("any-{seed}"), any_bytes(seed))).collect())
         }
         other => anyhow::bail!("there is no target {other:?}"),

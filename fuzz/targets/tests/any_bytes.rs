@@ -3,7 +3,9 @@
 use std::{fs, path::Path};
 
 use proptest::{collection::vec, prelude::*};
-use ringpost_fuzz_targets::{TARGETS, broker, client, damage, frames, json, records, recovery, seeds};
+use ringpost_fuzz_targets::{
+    TARGETS, broker, client, damage, frames, handshake, json, records, recovery, secure_records, seeds,
+};
 
 /// Every target survives its seeds, and what begins like them.
 #[test]
@@ -101,6 +103,19 @@ proptest! {
     #[test]
     fn any_history_of_a_client(input in vec(any::<u8>(), 0..3000)) {
         client(&input);
+    }
+
+    /// Records of a connection, some of which somebody in between plays with.
+    #[test]
+    fn any_game_with_records(input in vec(any::<u8>(), 0..60)) {
+        secure_records(&input);
+    }
+
+    /// Hellos, and changes of true ones: few, so that some are changed back.
+    #[test]
+    fn any_hello(input in vec(any::<u8>(), 0..100)) {
+        handshake(&input);
+        handshake(&input[..input.len().min(4)]);
     }
 
     /// Bodies of records of the log, of every kind.

@@ -10,17 +10,17 @@ use std::{
     time::Instant,
 };
 
-use ringpost_protocol::{message::ServerMessage, time::Time};
+use ringpost_protocol::{message::ServerMessage, secure::SecureKey, time::Time};
 use tokio::{
-    net::TcpStream,
     sync::watch,
     time::{Sleep, sleep_until},
 };
 
 use super::{
     Client, CompletionSink,
+    dial::{Dialed, dial},
     shared::{Batch, Parting, Turn},
-    socket::{FAREWELL_TIMEOUT, Receiver, Sender, dial, part},
+    socket::{FAREWELL_TIMEOUT, Receiver, Sender, part},
 };
 use crate::Address;
 
@@ -38,8 +38,8 @@ pub(super) async fn run(mut driver: Driver, address: Address) {
             return;
         }
         if turn.wanted.connect {
-            if let Some(stream) = driver.connect(&address, &mut alarm).await {
-                driver.serve(stream, &mut alarm).await;
+            if let Some(dialed) = driver.connect(&address, &mut alarm).await {
+                driver.serve(dialed, &mut alarm).await;
             }
             continue;
         }
@@ -51,6 +51,7 @@ pub(super) async fn run(mut driver: Driver, address: Address) {
 /// too.
 pub(super) struct Driver {
     client: Client,
+    key: Option<SecureKey>,
     sink: Arc<dyn CompletionSink>,
     batch: Batch,
     messages: Vec<ServerMessage>,
@@ -68,8 +69,8 @@ async fn parted(goodbye: Option<Goodbye>) -> usize {
 }
 
 impl Driver {
-    pub(super) fn new(client: Client, sink: Arc<dyn CompletionSink>) -> Self {
-        Self { client, sink, batch: Batch::default(), messages: Vec::new(), parting: None }
+    pub(super) fn new(client: Client, key: Option<SecureKey>, sink: Arc<dyn CompletionSink>) -> Self {
+        Self { client, key, sink, batch: Batch::default(), messages: Vec::new(), parting: None }
     }
 
     /// Lets time pass and hands out what there is. No lock is held while the sink runs.
@@ -108,11 +109,11 @@ impl Driver {
     ///
     /// The goodbye of the connection before comes first: a server that welcomes the session again would cut that one
     /// off, with the answers that are still on their way.
-    async fn connect(&mut self, address: &Address, alarm: &mut Alarm) -> Option<TcpStream> {
-        let goodbye = self.parting.clone();
+    async fn connect(&mut self, address: &Address, alarm: &mut Alarm) -> Option<Dialed> {
+        let (goodbye, key) = (self.parting.clone(), self.key.clone());
         let mut dialing = pin!(async {
             parted(goodbye).await;
-            dial(address).await
+            dial(address, key.as_ref()).await
         });
         loop {
             let turn = self.turn();
@@ -125,10 +126,10 @@ impl Driver {
             tokio::select! {
                 biased;
                 outcome = &mut dialing => match outcome {
-                    Ok(stream) => return Some(stream),
-                    Err(reason) => {
-                        tracing::debug!(%address, reason, "no connection");
-                        shared.with(|client, now| client.connect_failed(reason, now));
+                    Ok(dialed) => return Some(dialed),
+                    Err(error) => {
+                        tracing::debug!(%address, %error, "no connection");
+                        shared.with(|client, now| client.turned_away(error, now));
                         return None;
                     }
                 },
@@ -153,9 +154,10 @@ impl Driver {
     }
 
     /// Speaks on a connection until either side ends it.
-    async fn serve(&mut self, stream: TcpStream, alarm: &mut Alarm) {
-        let (read, write) = stream.into_split();
-        let (mut receiver, mut sender) = (Receiver::new(read), Sender::new(write));
+    async fn serve(&mut self, dialed: Dialed, alarm: &mut Alarm) {
+        let (read, write) = dialed.stream.into_split();
+        let (sealer, opener) = dialed.records.unzip();
+        let (mut receiver, mut sender) = (Receiver::new(read, opener), Sender::new(write, sealer));
         self.client.shared.with(|client, now| client.connected(now));
         let reason = loop {
             let turn = self.turn();
@@ -182,7 +184,7 @@ impl Driver {
             tokio::select! {
                 biased;
                 read = receiver.read() => match read {
-                    Ok(false) => break "the server closed it".to_owned(),
+                    Ok(false) => break receiver.end().to_owned(),
                     Ok(true) => {
                         // What came before bytes that are no frames still counts.
                         let decoded = receiver.decode(&mut self.messages);

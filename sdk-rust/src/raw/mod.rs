@@ -32,6 +32,7 @@
 //! # Ok(()) }
 //! ```
 
+mod dial;
 mod driver;
 mod shared;
 mod socket;
@@ -48,6 +49,7 @@ use ringpost_protocol::Code;
 pub use ringpost_protocol::{
     Content,
     message::{RequestFlags, Verdict},
+    secure::SecureKey,
 };
 use tokio::runtime::Handle;
 
@@ -134,9 +136,18 @@ impl Client {
     ///
     /// # Errors
     /// [`Code::Unsupported`] outside a tokio runtime; [`Code::Connect`] if the system gives no random bytes.
-    pub fn new(
+    pub fn new(config: ClientConfig, address: Address, sink: Arc<dyn CompletionSink>) -> Result<Self, Error> {
+        Self::with_key(config, address, None, sink)
+    }
+
+    /// The same, with a secure key if there is one: then only a server that has it too is spoken to.
+    ///
+    /// # Errors
+    /// As [`Client::new`].
+    pub fn with_key(
         mut config: ClientConfig,
         address: Address,
+        key: Option<SecureKey>,
         sink: Arc<dyn CompletionSink>,
     ) -> Result<Self, Error> {
         let runtime = Handle::try_current().map_err(|_| {
@@ -149,7 +160,7 @@ impl Client {
             config.instance = getrandom::u64().map_err(no_random_bytes)?;
         }
         let client = Self { shared: Arc::new(Shared::new(config)) };
-        runtime.spawn(driver::run(Driver::new(client.clone(), sink), address));
+        runtime.spawn(driver::run(Driver::new(client.clone(), key, sink), address));
         Ok(client)
     }
 

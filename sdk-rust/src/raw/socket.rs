@@ -1,4 +1,4 @@
-//! One connection's bytes: the preface, frames in, segments out.
+//! One connection's bytes: the preface, frames in, segments out; with a secure key all of it in records.
 
 use std::{
     collections::VecDeque,
@@ -12,16 +12,14 @@ use ringpost_protocol::{
     frame::{FrameReader, Preface, decode_server},
     limits::DEFAULT_MAX_PAYLOAD_BYTES,
     message::ServerMessage,
+    secure::{Incoming, Opener, Sealer},
 };
 use tokio::{
     io::AsyncReadExt,
-    net::{TcpStream, tcp},
+    net::tcp,
     time::{Instant, timeout, timeout_at},
 };
 
-use crate::Address;
-
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a server may do nothing during a goodbye: neither read what is written, nor close.
 pub(super) const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Room for one read.
@@ -34,31 +32,16 @@ const PORTIONS: usize = 2;
 const PORTION_FRAMES: usize = 16;
 /// Segments in one write; the kernel takes at most 1024 (UIO_MAXIOV).
 const WRITE_SEGMENTS: usize = 64;
-
-/// Opens a connection.
-///
-/// # Errors
-/// With a message for people.
-pub(super) async fn dial(address: &Address) -> Result<TcpStream, String> {
-    let connecting = TcpStream::connect((address.host.as_str(), address.port));
-    let stream = match timeout(CONNECT_TIMEOUT, connecting).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => {
-            return Err(format!("cannot connect to {address}: {error}; is a server running there?"));
-        }
-        Err(_) => return Err(format!("no answer from {address} within {CONNECT_TIMEOUT:?}")),
-    };
-    stream
-        .set_nodelay(true)
-        .map_err(|error| format!("TCP_NODELAY on the connection to {address}: {error}"))?;
-    Ok(stream)
-}
+/// So much is sealed at once.
+const SEALED_BYTES: usize = 192 << 10;
 
 /// The receiving half.
 #[derive(Debug)]
 pub(super) struct Receiver {
     half: tcp::OwnedReadHalf,
     buffer: BytesMut,
+    /// With a secure key: which part of the buffer is what.
+    records: Option<Incoming>,
     /// At least the size of the allocation behind the buffer, whose capacity is only what is left of it.
     allocated: usize,
     frames: FrameReader,
@@ -70,10 +53,11 @@ pub(super) struct Receiver {
 }
 
 impl Receiver {
-    pub(super) fn new(half: tcp::OwnedReadHalf) -> Self {
+    pub(super) fn new(half: tcp::OwnedReadHalf, opener: Option<Opener>) -> Self {
         Self {
             half,
             buffer: BytesMut::new(),
+            records: opener.map(Incoming::new),
             allocated: 0,
             frames: FrameReader::new(DEFAULT_MAX_PAYLOAD_BYTES),
             greeted: false,
@@ -88,7 +72,13 @@ impl Receiver {
         if self.frames_left {
             return Ok(true);
         }
-        let missing = self.frames.missing(&self.buffer);
+        let missing = match &self.records {
+            None => self.frames.missing(&self.buffer),
+            Some(records) => {
+                let missing = self.frames.missing(records.plaintext(&self.buffer));
+                records.missing(&self.buffer, missing)
+            }
+        };
         prepare(&mut self.buffer, &mut self.allocated, missing);
         let read = self.half.read_buf(&mut self.buffer).await?;
         self.portion_bytes = self.buffer.len() / PORTIONS;
@@ -111,6 +101,33 @@ impl Receiver {
     /// Were all handed out at once, then all that they lead to would leave at once too, and come back at once: client
     /// and server would take turns, each idle while the other works. With two portions on their way both have work.
     pub(super) fn decode(&mut self, messages: &mut Vec<ServerMessage>) -> Result<(), WireError> {
+        let Some(records) = &mut self.records else { return self.decode_frames(messages) };
+        let opened = records.open(&mut self.buffer);
+        let rest = records.part(&mut self.buffer);
+        let decoded = self.decode_frames(messages);
+        if let Some(records) = &mut self.records {
+            records.rejoin(&mut self.buffer, rest);
+        }
+        decoded?;
+        // What was opened before counts: the error comes behind the last of it.
+        if self.frames_left {
+            Ok(())
+        } else {
+            opened.map_err(|error| WireError::malformed(error.to_string()))
+        }
+    }
+
+    /// How the stream has ended, for people.
+    pub(super) fn end(&self) -> &'static str {
+        match &self.records {
+            Some(records) if !records.has_ended() => {
+                "it was cut off: its stream ended without the record that ends it"
+            }
+            _ => "the server closed it",
+        }
+    }
+
+    fn decode_frames(&mut self, messages: &mut Vec<ServerMessage>) -> Result<(), WireError> {
         if !self.greeted {
             let preface = Preface::decode(&self.buffer).map_err(|error| {
                 let message =
@@ -157,6 +174,8 @@ fn prepare(buffer: &mut BytesMut, allocated: &mut usize, missing: usize) {
 #[derive(Debug)]
 pub(super) struct Sender {
     half: tcp::OwnedWriteHalf,
+    /// With a secure key: what is to be sealed. Else it waits to be written at once.
+    sealing: Option<Sealing>,
     waiting: VecDeque<Segment>,
     /// Bytes of the first segment that are written.
     offset: usize,
@@ -165,24 +184,39 @@ pub(super) struct Sender {
 }
 
 impl Sender {
-    pub(super) fn new(half: tcp::OwnedWriteHalf) -> Self {
-        let preface = Segment::Owned(Preface::plain().encode().to_vec());
-        Self { half, waiting: VecDeque::from([preface]), offset: 0, written: Vec::new() }
+    pub(super) fn new(half: tcp::OwnedWriteHalf, sealer: Option<Sealer>) -> Self {
+        let sealing = sealer.map(Sealing::new);
+        let mut sender = Self { half, sealing, waiting: VecDeque::new(), offset: 0, written: Vec::new() };
+        sender.queues().0.push_back(Segment::Owned(Preface::plain().encode().to_vec()));
+        sender
     }
 
-    /// What waits to be written, and the buffers that were.
+    /// What is to be written, and the buffers that were.
     pub(super) fn queues(&mut self) -> (&mut VecDeque<Segment>, &mut Vec<Vec<u8>>) {
-        (&mut self.waiting, &mut self.written)
+        let queue = match &mut self.sealing {
+            None => &mut self.waiting,
+            Some(sealing) => &mut sealing.plain,
+        };
+        (queue, &mut self.written)
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.waiting.is_empty()
+        self.waiting.is_empty() && self.sealing.as_ref().is_none_or(|sealing| sealing.plain.is_empty())
     }
 
     /// Bytes that wait to be written.
     fn unsent_bytes(&self) -> usize {
         let bytes: usize = self.waiting.iter().map(|segment| segment.as_ref().len()).sum();
-        bytes - self.offset
+        bytes - self.offset + self.sealing.as_ref().map_or(0, Sealing::bytes)
+    }
+
+    /// Says that nothing follows, where that can be said apart from the socket's own end. `false` if there is nothing to
+    /// be written for it.
+    fn end(&mut self) -> bool {
+        let end = self.sealing.as_mut().and_then(Sealing::end);
+        let says = end.is_some();
+        self.waiting.extend(end.map(Segment::Owned));
+        says
     }
 
     /// Waits until the socket takes bytes; for ever, if there are none.
@@ -192,7 +226,12 @@ impl Sender {
 
     /// Writes as much as the socket takes.
     pub(super) fn write(&mut self) -> io::Result<()> {
-        while !self.waiting.is_empty() {
+        loop {
+            if self.waiting.is_empty() {
+                let sealed = self.sealing.as_mut().and_then(|sealing| sealing.next(&mut self.written));
+                let Some(records) = sealed else { return Ok(()) };
+                self.waiting.push_back(Segment::Owned(records));
+            }
             let mut slices = [IoSlice::new(&[]); WRITE_SEGMENTS];
             let mut used = 0;
             for (slice, segment) in slices.iter_mut().zip(&self.waiting) {
@@ -207,7 +246,6 @@ impl Sender {
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
     }
 
     fn advance(&mut self, written: usize) {
@@ -219,9 +257,71 @@ impl Sender {
             }
             self.offset -= length;
             if let Some(Segment::Owned(buffer)) = self.waiting.pop_front() {
-                self.written.push(buffer);
+                match &mut self.sealing {
+                    None => self.written.push(buffer),
+                    Some(sealing) => sealing.give_back(buffer),
+                }
             }
         }
+    }
+}
+
+/// What is to be written, on its way into records.
+#[derive(Debug)]
+struct Sealing {
+    sealer: Sealer,
+    plain: VecDeque<Segment>,
+    /// Bytes of the first segment that are sealed.
+    offset: usize,
+    /// For the next records.
+    spare: Vec<u8>,
+    ended: bool,
+}
+
+impl Sealing {
+    fn new(sealer: Sealer) -> Self {
+        Self { sealer, plain: VecDeque::new(), offset: 0, spare: Vec::new(), ended: false }
+    }
+
+    fn bytes(&self) -> usize {
+        self.plain.iter().map(|segment| segment.as_ref().len()).sum::<usize>() - self.offset
+    }
+
+    /// As much as goes into one write, as records; `done` gets the buffers that are empty then.
+    fn next(&mut self, done: &mut Vec<Vec<u8>>) -> Option<Vec<u8>> {
+        if self.plain.is_empty() {
+            return None;
+        }
+        let mut records = std::mem::take(&mut self.spare);
+        while let Some(first) = self.plain.front()
+            && records.len() < SEALED_BYTES
+        {
+            let bytes = first.as_ref();
+            let end = bytes.len().min(self.offset + SEALED_BYTES);
+            self.sealer.seal(&bytes[self.offset..end], &mut records);
+            self.offset = end;
+            if end == bytes.len() {
+                self.offset = 0;
+                if let Some(Segment::Owned(buffer)) = self.plain.pop_front() {
+                    done.push(buffer);
+                }
+            }
+        }
+        Some(records)
+    }
+
+    fn end(&mut self) -> Option<Vec<u8>> {
+        if std::mem::replace(&mut self.ended, true) {
+            return None;
+        }
+        let mut record = std::mem::take(&mut self.spare);
+        self.sealer.end(&mut record);
+        Some(record)
+    }
+
+    fn give_back(&mut self, mut records: Vec<u8>) {
+        records.clear();
+        self.spare = records;
     }
 }
 
@@ -230,7 +330,7 @@ impl Sender {
 /// was written last. It takes until `latest` at most. How many bytes the server did not take.
 pub(super) async fn part(mut sender: Sender, mut receiver: Receiver, latest: Instant) -> usize {
     let orderly = async {
-        while !sender.is_idle() {
+        while !sender.is_idle() || sender.end() {
             patiently(sender.writable()).await?;
             sender.write()?;
         }
@@ -258,7 +358,10 @@ async fn patiently<T>(step: impl Future<Output = io::Result<T>>) -> io::Result<T
 #[cfg(test)]
 mod tests {
     use ringpost_protocol::{Outgoing, frame::encode_server};
-    use tokio::{io::AsyncWriteExt, net::TcpListener};
+    use tokio::{
+        io::AsyncWriteExt,
+        net::{TcpListener, TcpStream},
+    };
 
     use super::*;
 
@@ -276,7 +379,7 @@ mod tests {
         server.write_all(&bytes).await.unwrap();
         drop(server);
 
-        let mut receiver = Receiver::new(stream.into_split().0);
+        let mut receiver = Receiver::new(stream.into_split().0, None);
         let mut portions = Vec::new();
         let mut messages = Vec::new();
         let receiving = async {

@@ -132,18 +132,15 @@ impl State {
     pub(super) fn open(&mut self, conn: ConnId, dialect: Dialect, now: Now) -> bool {
         let Some(connection) = self.connections.get_mut(conn) else { return false };
         if let Some(why) = connection.turned_away {
-            let address = connection.address;
-            let error = WireError::new(Code::Overloaded, self.why_turned_away(why, address));
-            self.refuse(conn, &error, now);
+            self.turn_away(conn, why, now);
             return false;
         }
-        if connection.secure {
-            let message =
-                "this listener takes only secure connections: give the client a key of the server's";
-            self.count(RefusalCause::Unreadable, now);
-            self.refuse(conn, &WireError::new(Code::Unauthorized, message), now);
+        if connection.secure && connection.channel.is_none() {
+            self.refuse_plain(conn, now);
             return false;
         }
+        let channel = connection.channel.as_ref();
+        let (key, permissions) = channel.map(|it| (it.key, it.permissions.clone())).unzip();
         mark(&mut self.dirty, conn, connection);
         connection.known = true;
         if dialect == Dialect::Json
@@ -155,13 +152,18 @@ impl State {
             Dialect::Binary => Speaks::Binary,
             Dialect::Json => Speaks::Json,
         };
-        tracing::debug!(%conn, address = %connection.address, ?speaks, "opened");
-        let identity = Identity {
-            address: Some(connection.address.into()),
-            permissions: connection.permissions.clone(),
-        };
+        tracing::debug!(%conn, address = %connection.address, ?speaks, ?key, "opened");
+        let identity = Identity { address: Some(connection.address.into()), permissions };
         self.broker.handle(Input::Opened { conn, speaks, identity }, now);
         true
+    }
+
+    /// Tells a connection that there is no room for it.
+    pub(super) fn turn_away(&mut self, conn: ConnId, why: TurnedAway, now: Now) {
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        let address = connection.address;
+        let error = WireError::new(Code::Overloaded, self.why_turned_away(why, address));
+        self.refuse(conn, &error, now);
     }
 
     fn note_turned_away(&mut self, address: SocketAddr, why: TurnedAway, now: Now) {

@@ -88,13 +88,14 @@ impl State {
             Leaving::Draining(deadline) | Leaving::Ending(deadline) => Some(deadline),
             Leaving::No | Leaving::Gone => None,
         };
-        let ours = [&self.handshakes, &self.flushing, &self.lingering, &self.clogged]
+        let ours = [&self.handshakes, &self.flushing, &self.lingering, &self.clogged, &self.retiring]
             .into_iter()
             .filter_map(Waiting::next_deadline);
         let lines = [
             &self.surplus_lines,
             &self.crowded_lines,
             &self.unproxied_lines,
+            &self.unauthorized_lines,
             &self.slow_lines,
             &self.starved_lines,
         ];
@@ -136,6 +137,7 @@ impl State {
             }
         }
         self.time_out_clogged(now);
+        self.time_out_retiring(now);
         match self.leaving {
             Leaving::Draining(deadline) if deadline <= now.mono => {
                 tracing::warn!(
@@ -169,6 +171,9 @@ impl State {
         if let Some(left_out) = self.slow_lines.rest(now.mono) {
             let limit = self.config.outbound_limit;
             tracing::warn!(limit, left_out, "more connections closed that do not read (outbound-limit)");
+        }
+        if let Some(left_out) = self.unauthorized_lines.rest(now.mono) {
+            tracing::warn!(left_out, "more connections refused that have not the right secure key");
         }
         if let Some(left_out) = self.starved_lines.rest(now.mono) {
             tracing::warn!(left_out, "more connections closed within large messages (memory)");

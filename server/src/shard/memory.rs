@@ -312,13 +312,14 @@ impl Connection {
 
     /// Bytes that wait to be sent or are on their way.
     pub(super) fn waiting(&self) -> usize {
-        self.out.len() + self.in_flight
+        self.out.len() + self.in_flight + self.channel.as_ref().map_or(0, |channel| channel.waiting())
     }
 
     /// Brings the sums over all connections up to date.
     #[inline]
     pub(super) fn recount(&mut self, sums: &mut HeldBytes) {
-        let out = self.out.own_bytes() + self.in_flight_own;
+        let sealing = self.channel.as_ref().map_or(0, |channel| channel.own_bytes());
+        let out = self.out.own_bytes() + self.in_flight_own + sealing;
         let now = if self.coming.is_some() {
             HeldBytes { whole: out, coming: self.buffer_bytes }
         } else {

@@ -22,7 +22,7 @@ const MAX_OUTPUTS: usize = 1024;
 
 /// What became of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sent {
+pub(super) enum Sent {
     /// It waits to be sent, or the connection is on its way out.
     Done,
     /// It is for a JSON client and is not JSON: nothing was written.
@@ -33,17 +33,26 @@ impl State {
     /// Takes in whole messages from the buffer, up to a bound: a flood from one client must not make others wait.
     #[inline]
     pub(super) fn take_in(&mut self, conn: ConnId, buffer: &mut BytesMut, now: Now) -> NextRead {
-        let Some(mut connection) = self.connections.get_mut(conn) else { return NextRead::Discard };
+        let Some(connection) = self.connections.get_mut(conn) else { return NextRead::Discard };
         if connection.phase != Phase::Open {
             return NextRead::Discard;
         }
-        if !connection.greeted {
-            if let Some(next) = self.arrive(conn, buffer, now) {
-                return next;
-            }
-            let Some(arrived) = self.connections.get_mut(conn) else { return NextRead::Discard };
-            connection = arrived;
+        let has_records = connection.channel.is_some();
+        if !connection.greeted
+            && let Some(next) = self.arrive(conn, buffer, now)
+        {
+            return next;
         }
+        if has_records {
+            return self.take_in_records(conn, buffer, now);
+        }
+        self.take_in_messages(conn, buffer, now)
+    }
+
+    /// The same for what needs no opening any more.
+    #[inline]
+    pub(super) fn take_in_messages(&mut self, conn: ConnId, buffer: &mut BytesMut, now: Now) -> NextRead {
+        let Some(mut connection) = self.connections.get_mut(conn) else { return NextRead::Discard };
         let most = if connection.floods { MAX_MESSAGES_OF_A_FLOOD } else { MAX_MESSAGES };
         let mut taken = 0;
         loop {
@@ -80,6 +89,7 @@ impl State {
                     let Some(opened) = self.connections.get_mut(conn) else { return NextRead::Discard };
                     connection = opened;
                 }
+                Ok(Decoded::Secure(hello)) => return self.shake_hands(conn, &hello, buffer, now),
                 Err(error) => {
                     self.refuse_unreadable(conn, &error, now);
                     return NextRead::Discard;
@@ -108,7 +118,7 @@ impl State {
     }
 
     /// What came on this connection cannot be read.
-    fn refuse_unreadable(&mut self, conn: ConnId, error: &WireError, now: Now) {
+    pub(super) fn refuse_unreadable(&mut self, conn: ConnId, error: &WireError, now: Now) {
         if let Some(connection) = self.connections.get_mut(conn) {
             tracing::debug!(%conn, address = %connection.address, %error, "refused");
         }
@@ -157,7 +167,7 @@ impl State {
 
     /// Encodes a message behind what waits. By reference: a message is some 200 bytes, and each move copies them.
     #[inline]
-    fn send(&mut self, conn: ConnId, message: &ServerMessage, now: Now) -> Sent {
+    pub(super) fn send(&mut self, conn: ConnId, message: &ServerMessage, now: Now) -> Sent {
         let Some(connection) = self.connections.get_mut(conn) else { return Sent::Done };
         if connection.phase != Phase::Open {
             return Sent::Done;

@@ -9,6 +9,7 @@
 //! | `network` | links that delay, cut into pieces, stall and break; they never reorder or change bytes |
 //! | `server` | the broker's core behind the server's codec, as the server drives it |
 //! | `durable` | the broker's log on the twin of a disk, crashes, and what must survive them |
+//! | `secure` | the records of clients with a secure key |
 //! | `limits` | what some clients may not do, and whether that holds |
 //! | `heard` | what the model hears of what the core is told |
 //! | `peer` | a client core with the wire's codec, as the SDK drives it, and an application on top |
@@ -37,6 +38,7 @@ mod rng;
 mod rules;
 mod run;
 mod script;
+mod secure;
 mod server;
 mod shrink;
 mod world;

@@ -23,6 +23,7 @@ use super::{
     rng::Rng,
     rules::{Verdict, Violation},
     script::{Ask, Kind},
+    secure::Records,
     server::MAX_PAYLOAD,
     world::{Habits, Wish},
 };
@@ -34,6 +35,8 @@ pub(crate) struct Peer {
     pub(crate) core: Client,
     pub(crate) link: Option<usize>,
     received: BytesMut,
+    /// With a secure key: all goes through these.
+    records: Option<Records>,
     greeted: bool,
     outgoing: Outgoing,
     open: BTreeMap<u64, RequestKey>,
@@ -59,6 +62,7 @@ impl Peer {
             core: Client::new(config),
             link: None,
             received: BytesMut::new(),
+            records: None,
             greeted: false,
             outgoing: Outgoing::new(),
             open: BTreeMap::new(),
@@ -72,8 +76,9 @@ impl Peer {
         }
     }
 
-    pub(crate) fn connected(&mut self, link: usize, now: Now) {
+    pub(crate) fn connected(&mut self, link: usize, records: Option<Records>, now: Now) {
         self.link = Some(link);
+        self.records = records;
         self.received.clear();
         self.outgoing.clear();
         self.greeted = false;
@@ -88,6 +93,15 @@ impl Peer {
 
     pub(crate) fn receive(&mut self, bytes: &[u8], now: Now) {
         self.received.extend_from_slice(bytes);
+        let Some(mut records) = self.records.take() else { return self.read(now) };
+        let rest = records.open(&mut self.received);
+        self.read(now);
+        records.rejoin(&mut self.received, rest);
+        self.records = Some(records);
+    }
+
+    /// Reads what is received.
+    fn read(&mut self, now: Now) {
         if !self.greeted {
             match Preface::decode(&self.received).expect("the server speaks the protocol") {
                 Some(_) => {
@@ -171,7 +185,12 @@ impl Peer {
         if let Some(link) = self.link
             && !self.outgoing.is_empty()
         {
-            wishes.push(Wish::Send { link, bytes: self.outgoing.drain_to_vec() });
+            let bytes = self.outgoing.drain_to_vec();
+            let bytes = match &mut self.records {
+                None => bytes,
+                Some(records) => records.seal(&bytes),
+            };
+            wishes.push(Wish::Send { link, bytes });
         }
     }
 

@@ -78,6 +78,8 @@ pub struct Settings {
     pub large: u64,
     /// Thousandths of clients that may not do everything.
     pub limited: u64,
+    /// Thousandths of connections that have a secure key.
+    pub secure: u64,
     /// How its log is kept, if it has one.
     pub log: Option<LogSettings>,
     /// The broker's.
@@ -102,6 +104,7 @@ impl Settings {
             never: 100,
             large: 10,
             limited: 0,
+            secure: 0,
             log: None,
             config: Config {
                 boot: 1,
@@ -118,6 +121,7 @@ impl Settings {
         settings.apply(profile, rng);
         // Last: what was drawn before stays what it was.
         settings.limited = if rng.chance(250) { rng.pick(&[200, 500, 1000]) } else { 0 };
+        settings.secure = if rng.chance(100) { rng.pick(&[300, 1000]) } else { 0 };
         settings
     }
 

@@ -25,6 +25,7 @@ use super::{
     limits::{Judge, Limits},
     model::{Heard, Model},
     rules::{Verdict, Violation},
+    secure::Records,
 };
 
 /// What the server wants the world to do.
@@ -70,6 +71,8 @@ struct Connection {
     /// What it may do, if not everything.
     limits: Option<Arc<Limits>>,
     codec: ServerCodec,
+    /// With a secure key: all goes through these.
+    records: Option<Records>,
     received: BytesMut,
     outgoing: Outgoing,
     /// What is left to be sent, in order: what the socket has not taken.
@@ -81,6 +84,17 @@ struct Connection {
     clogged: bool,
     /// What comes is thrown away; what waits is sent.
     ending: bool,
+}
+
+impl Connection {
+    /// What was encoded waits to be sent.
+    fn send(&mut self) {
+        let bytes = self.outgoing.drain_to_vec();
+        match &mut self.records {
+            None => self.waiting.extend(bytes),
+            Some(records) => self.waiting.extend(records.seal(&bytes)),
+        }
+    }
 }
 
 pub(crate) const MAX_PAYLOAD: u32 = 1 << 20;
@@ -206,7 +220,7 @@ impl Server {
         self.broker.log().is_none_or(|log| log.stable() == log.appended() && log.failed().is_none())
     }
 
-    pub(crate) fn accept(&mut self, link: usize, limits: Option<Arc<Limits>>) {
+    pub(crate) fn accept(&mut self, link: usize, limits: Option<Arc<Limits>>, records: Option<Records>) {
         let conn = self.free.pop().unwrap_or_else(|| {
             self.next += 1;
             ConnId(self.next - 1)
@@ -216,6 +230,7 @@ impl Server {
             link,
             limits,
             codec: ServerCodec::new(self.boot, MAX_PAYLOAD),
+            records,
             received: BytesMut::new(),
             outgoing: Outgoing::new(),
             waiting: VecDeque::new(),
@@ -233,10 +248,16 @@ impl Server {
             return Ok(Vec::new());
         };
         connection.received.extend_from_slice(bytes);
+        let rest = connection.records.as_mut().map(|records| records.open(&mut connection.received));
         let mut quiet = true;
         while let Some(input) = self.next_input(conn) {
             quiet = false;
             self.tell(input, now);
+        }
+        if let (Some(rest), Some(connection)) = (rest, self.connections.get_mut(&conn))
+            && let Some(records) = &mut connection.records
+        {
+            records.rejoin(&mut connection.received, rest);
         }
         if quiet && self.connections.get(&conn).is_some_and(|connection| connection.known) {
             self.tell(Input::Heard { conn }, now);
@@ -260,6 +281,7 @@ impl Server {
                 Some(Input::Message { conn, message })
             }
             Ok(Decoded::NeedMore) => None,
+            Ok(Decoded::Secure(hello)) => panic!("{hello:?} in a simulation without keys"),
             Err(error) => panic!("the peers of this simulation keep to the protocol: {error}"),
         }
     }
@@ -440,7 +462,7 @@ impl Server {
                     let out = &mut connection.outgoing;
                     let encoded = connection.codec.encode(&message, now.wall_ms, &mut self.parser, out);
                     assert!(encoded.is_ok(), "payloads of the simulation are JSON");
-                    connection.waiting.extend(connection.outgoing.drain_to_vec());
+                    connection.send();
                     self.bound(conn, now, &mut effects);
                 }
                 Output::Close { conn, .. } => {
@@ -465,7 +487,7 @@ impl Server {
         }
         for connection in self.connections.values_mut() {
             if !connection.outgoing.is_empty() {
-                connection.waiting.extend(connection.outgoing.drain_to_vec());
+                connection.send();
             }
             if !connection.waiting.is_empty() {
                 effects.push(Effect::Ready { link: connection.link });

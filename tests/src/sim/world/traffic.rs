@@ -7,6 +7,7 @@ use crate::sim::{
     network::{End, Link},
     rng::Rng,
     rules::{Verdict, Violation},
+    secure::Records,
     server::{Effect, Server},
 };
 
@@ -31,13 +32,16 @@ impl World<'_> {
         let link = self.links.len();
         seat.links += 1;
         let rng = Rng::of(self.plan.seed, [entry.seat as u64, seat.links, 2]);
+        let mut of_keys = Rng::of(self.plan.seed, [entry.seat as u64, seat.links, 4]);
+        let has_key = of_keys.chance(self.plan.settings.secure) && matches!(entry.party, Party::Client(_));
+        let (ours, theirs) = has_key.then(|| Records::pair(&mut of_keys)).unzip();
         self.links.push(Link::new(process, rng));
         if let Some(server) = &mut self.server {
-            server.accept(link, limits);
+            server.accept(link, limits, theirs);
         }
         let mute_at = self.now + HANDSHAKE;
         match &mut entry.party {
-            Party::Client(peer) => peer.connected(link, now),
+            Party::Client(peer) => peer.connected(link, ours, now),
             Party::Json(peer) => peer.connected(link),
         }
         self.plan_at(mute_at, Event::Mute { link });
