@@ -81,6 +81,9 @@ impl Driver {
     }
 
     fn hand_out(&mut self) {
+        for progress in self.batch.progress.drain(..) {
+            self.sink.notice(&self.client, progress);
+        }
         if !self.batch.completions.is_empty() {
             self.sink.complete(&self.client, &mut self.batch.completions);
             self.batch.completions.clear();

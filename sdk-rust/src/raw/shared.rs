@@ -22,6 +22,8 @@ const SPARE_BYTES: usize = 1 << 20;
 /// Outputs on their way to the sink, in batches.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
+    /// What handlers said meanwhile. It comes before the outcomes, as it did on the wire: nobody listens behind them.
+    pub(super) progress: Vec<Notice>,
     pub(super) completions: Vec<Completion>,
     pub(super) deliveries: Vec<Delivery>,
     pub(super) notices: Vec<Notice>,
@@ -29,7 +31,10 @@ pub(super) struct Batch {
 
 impl Batch {
     fn is_empty(&self) -> bool {
-        self.completions.is_empty() && self.deliveries.is_empty() && self.notices.is_empty()
+        self.progress.is_empty()
+            && self.completions.is_empty()
+            && self.deliveries.is_empty()
+            && self.notices.is_empty()
     }
 }
 
@@ -136,9 +141,15 @@ impl Shared {
 
     /// Calls the core, and wakes the task if there is something for it to do that it does not know of.
     pub(super) fn with<T>(&self, call: impl FnOnce(&mut Client, Time) -> T) -> T {
+        self.with_unsent(|client, now, _| call(client, now))
+    }
+
+    /// The same for a call that wants to know how many bytes are unsent.
+    pub(super) fn with_unsent<T>(&self, call: impl FnOnce(&mut Client, Time, usize) -> T) -> T {
         let now = self.now();
         let mut state = self.lock();
-        let result = call(&mut state.client, now);
+        let unsent_bytes = state.outgoing.len();
+        let result = call(&mut state.client, now, unsent_bytes);
         state.settle();
         let wake = state.must_wake();
         drop(state);
@@ -286,7 +297,10 @@ impl State {
                     continue;
                 }
                 Output::Unclaimed(unclaimed) => Notice::Unclaimed(unclaimed),
-                Output::Progress { token, content } => Notice::Progress { token, content },
+                Output::Progress { token, content } => {
+                    self.batch.progress.push(Notice::Progress { token, content });
+                    continue;
+                }
                 Output::CancelDelivery(key) => Notice::CancelDelivery(key),
                 Output::Receivers(list) => Notice::Receivers(list),
                 Output::Registered(id) => Notice::Registered(id),
