@@ -99,3 +99,40 @@ async fn a_batch_is_several_calls() {
     client.close();
     timeout(DEADLINE, client.ended()).await.unwrap();
 }
+
+/// Batches of a thread of its own arrive whole and in order, small and larger than what the socket takes at once, whoever
+/// writes them: that thread, or the client's task with what was left.
+#[tokio::test]
+async fn batches_from_another_thread_arrive_whole() {
+    const REQUESTS: u64 = 200;
+    let (server, diary) = (Server::start().await, Arc::new(Diary::default()));
+    let (mut peer, client) = connected(&server, &diary).await;
+    let data = |number: u64| match number % 7 {
+        // More than the buffers of a socket hold together: some of it is left.
+        0 => vec![number as u8; 900_000],
+        1 => vec![number as u8; 20_000],
+        _ => vec![number as u8; 100],
+    };
+    let asking = client.clone();
+    let thread = std::thread::spawn(move || {
+        for first in (0..REQUESTS).step_by(4) {
+            asking.batch(|calls| {
+                for number in first..first + 4 {
+                    let content = Content::from_parts(b"work", b"", b"", &data(number));
+                    calls.request(RequestSpec { content, ..RequestSpec::default() }, number).unwrap();
+                }
+            });
+        }
+    });
+    for number in 0..REQUESTS {
+        let request = peer.hear_request().await;
+        assert!(request.content.payload() == data(number), "request {number}");
+        peer.reply(request.number, "1").await;
+    }
+    thread.join().unwrap();
+    while diary.entries.lock().unwrap().len() < REQUESTS as usize {
+        timeout(DEADLINE, diary.ended.notified()).await.unwrap();
+    }
+    client.close();
+    timeout(DEADLINE, client.ended()).await.unwrap();
+}

@@ -161,6 +161,8 @@ impl Driver {
         let (read, write) = dialed.stream.into_split();
         let (sealer, opener) = dialed.records.unzip();
         let (mut receiver, mut sender) = (Receiver::new(read, opener), Sender::new(write, sealer));
+        let lender = self.client.shared.clone();
+        let lent = sender.socket().map(|socket| lender.lend(socket));
         self.client.shared.with(|client, now| client.connected(now));
         let reason = loop {
             let turn = self.turn();
@@ -176,6 +178,7 @@ impl Driver {
                 shared.take_outgoing(waiting, written);
             }
             if turn.wanted.disconnect.is_some() {
+                drop(lent);
                 return self.part(sender, receiver);
             }
             if let Err(error) = sender.write() {

@@ -209,8 +209,9 @@ impl Client {
         self.shared.with(|client, now| client.request(spec, token, now))
     }
 
-    /// Makes several calls as one: nobody comes in between, and what they lead to leaves in one write. For those who
-    /// gather what many callers want; `calls` must not call the client itself.
+    /// Makes several calls as one: nobody comes in between, and what they lead to leaves in one write, by this very thread
+    /// if the client's own task sleeps. For those who gather what many callers want, outside of that task's runtime; `calls`
+    /// must not call the client itself.
     ///
     /// ```no_run
     /// # fn example(client: &ringpost::raw::Client, specs: Vec<ringpost::raw::RequestSpec>) {
@@ -224,7 +225,7 @@ impl Client {
     /// # }
     /// ```
     pub fn batch<T>(&self, calls: impl FnOnce(&mut Calls<'_>) -> T) -> T {
-        self.shared.with_unsent(|core, now, unsent_bytes| calls(&mut Calls { core, now, unsent_bytes }))
+        self.shared.with_and_write(|core, now, unsent_bytes| calls(&mut Calls { core, now, unsent_bytes }))
     }
 
     /// Ends a request; it completes with [`Code::Cancelled`], unless it ended before.
