@@ -97,14 +97,15 @@ impl Connection {
 
     /// Takes a request, and gives its token; its outcome comes with `drain`. `None` if too much is unsent: then ask for
     /// `room` first. It leaves with the next `flush`.
-    #[pyo3(signature = (action, payload, future, flags, max_attempts, ttl_ms, timeout_ms, options, headers, on_progress))]
+    #[pyo3(signature = (future, action, payload, flags=0, max_attempts=0, ttl_ms=0, timeout_ms=0, options=None,
+        headers=None, on_progress=None))]
     #[expect(clippy::too_many_arguments, reason = "the typed front has names and defaults for them")]
     fn request(
         &self,
         py: Python<'_>,
+        future: Py<PyAny>,
         action: &str,
         payload: &[u8],
-        future: Py<PyAny>,
         flags: u8,
         max_attempts: u8,
         ttl_ms: u64,

@@ -19,7 +19,7 @@ mod slab;
 /// The compiled part of the package `ringpost`.
 #[pyo3::pymodule(gil_used = true)]
 mod _ringpost {
-    use pyo3::prelude::*;
+    use pyo3::{prelude::*, types::PyDict};
 
     #[pymodule_export]
     use crate::{
@@ -29,6 +29,12 @@ mod _ringpost {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        module.add("__version__", env!("CARGO_PKG_VERSION"))
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        // The one table of codes, with what a command exits with.
+        let codes = PyDict::new(module.py());
+        for code in ringpost::ErrorKind::ALL {
+            codes.set_item(code.text(), code.exit_code())?;
+        }
+        module.add("CODES", codes)
     }
 }

@@ -1,7 +1,7 @@
 //! A real server in this process, for tests.
 
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -20,8 +20,10 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    fn handle(&self) -> MutexGuard<'_, Option<Handle>> {
-        self.handle.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The lock is free again when this returns: who waits for a server to end waits without the interpreter, and must
+    /// not meet somebody there who has it and waits for the lock.
+    fn take(&self) -> Option<Handle> {
+        self.handle.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
@@ -53,14 +55,14 @@ impl Server {
 
     /// Ends it at once; without effect if it has ended.
     fn stop(&self, py: Python<'_>) {
-        if let Some(handle) = self.handle().take() {
+        if let Some(handle) = self.take() {
             py.detach(|| handle.stop());
         }
     }
 
     /// Ends it in good order, in so many milliseconds at most.
     fn drain(&self, py: Python<'_>, grace_ms: u64) -> PyResult<()> {
-        let Some(handle) = self.handle().take() else { return Ok(()) };
+        let Some(handle) = self.take() else { return Ok(()) };
         py.detach(|| {
             handle.drain(Duration::from_millis(grace_ms));
             handle.wait()

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -51,7 +51,7 @@ async def test_the_issues_example(plain_server):
 async def test_times_of_a_reply(clients):
     """A reply says when things happened, in UTC, and at which attempt."""
     client = await clients(action="client_1", request_handler=increment)
-    before = datetime.now(timezone.utc) - timedelta(seconds=1)
+    before = datetime.now(UTC) - timedelta(seconds=1)
     info = (await client.request("client_1", {"value": 1})).info
     assert before < info.received_at <= info.delivered_at <= info.handled_at
     assert info.attempt == 1

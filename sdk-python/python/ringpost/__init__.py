@@ -39,6 +39,7 @@ from ringpost._events import (
 from ringpost._info import Info
 from ringpost._request import Request
 from ringpost._ringpost import Reply, __version__
+from ringpost._sync import SyncClient, SyncRegistration
 
 __all__ = [
     "AuthError",
@@ -71,7 +72,9 @@ __all__ = [
     "Retry",
     "RingpostError",
     "StorageError",
-    "Unclaimed",
+    "SyncClient",
+    "SyncRegistration",
     "UnavailableError",
+    "Unclaimed",
     "__version__",
 ]

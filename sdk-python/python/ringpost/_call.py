@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias, TypedDict
 
 from ringpost import _json
 from ringpost._handlers import pairs
@@ -16,18 +16,37 @@ Headers: TypeAlias = Mapping[str, str] | Iterable[tuple[str, str]]
 """Headers: a mapping, or pairs where a key is to repeat."""
 
 
-class Call(NamedTuple):
-    """Everything about a request but its future."""
+class BroadcastOptions(TypedDict, total=False):
+    """What can be said about a broadcast."""
 
-    action: str
-    payload: bytes
-    flags: int
-    max_attempts: int
-    ttl_ms: int
-    timeout_ms: int
-    options: bytes | None
-    headers: list[tuple[str, str]] | None
-    on_progress: Callable[[bytes], None] | None
+    ttl: Seconds | None
+    timeout: Seconds | None
+    options: Any
+    headers: Headers | None
+    on_progress: Callable[[Any], None] | None
+
+
+class SendOptions(TypedDict, total=False):
+    """What can be said about a send."""
+
+    ttl: Seconds | None
+    timeout: Seconds | None
+    durable: bool
+    max_attempts: int | None
+    idempotency_key: str | None
+    options: Any
+    headers: Headers | None
+
+
+class RequestOptions(BroadcastOptions, SendOptions, total=False):
+    """What can be said about a request."""
+
+
+Call: TypeAlias = tuple[Any, ...]
+"""Everything about a request but its future, in the order of `_ringpost.Connection.request`."""
+
+TIMEOUT_MS = 5
+"""Where the timeout stands in a `Call`."""
 
 
 def call(
@@ -56,7 +75,7 @@ def call(
         flags |= DURABLE
     if on_progress is not None:
         flags |= PROGRESS
-    return Call(
+    return (
         action,
         _json.dumps(data),
         flags,
@@ -72,7 +91,7 @@ def call(
 def reference_call(message: Mapping[str, Any], options: Any, timeout_ms: Any) -> Call:
     """The reference's form: ``{"action", "data"}``, options, and a timeout, with times in milliseconds.
 
-    Of the options ``ttl``, ``broadcast``, ``durable``, ``timeout``, ``maxAttempts``, ``idempotencyKey`` and ``headers``
+    Of the options ``ttl``, ``broadcast``, ``durable``, ``timeout``, ``maxAttempts``, ``idempotencyKey``, ``headers``
     mean what they mean in the JSON dialect; the handler gets all of them. Raises as `call`.
     """
     unknown = message.keys() - {"action", "data"}

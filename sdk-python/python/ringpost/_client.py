@@ -7,12 +7,20 @@ import logging
 import os
 import warnings
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
 
 from ringpost import _json
-from ringpost._call import BROADCAST, SEND, Call, Headers, call, reference_call
+from ringpost._call import (
+    BROADCAST,
+    SEND,
+    BroadcastOptions,
+    RequestOptions,
+    SendOptions,
+    call,
+    reference_call,
+)
 from ringpost._errors import ClosedError, RingpostError
 from ringpost._events import Closed, Drained, Event, Unclaimed
 from ringpost._handlers import Handler, HandlerFunction
@@ -27,6 +35,28 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ringpost")
 
 Function = TypeVar("Function", bound=HandlerFunction)
+
+
+class ClientOptions(TypedDict, total=False):
+    """What can be said about a client, beside where its server is: see `Client`."""
+
+    action: str | None
+    request_handler: HandlerFunction | None
+    secure_key: str | None
+    reconnect: bool
+    reconnect_interval: Seconds
+    max_reconnects: int | None
+    retry_initial: bool
+    task_interval: Seconds
+    concurrency: int
+    threads: int
+    default_request_timeout: Seconds
+    session: str | None
+    unclaimed_replies: bool
+    max_pending: int
+    watch_receivers: bool
+    drain_timeout: Seconds
+    on_event: Callable[[Event], None] | None
 
 
 class Client:
@@ -96,7 +126,7 @@ class Client:
         self._port = port
         self._concurrency = concurrency
         self._threads = threads
-        self._drain_timeout = drain_timeout
+        self.drain_timeout = drain_timeout
         self._watch_receivers = watch_receivers
         self._on_event = on_event
         self._options: dict[str, Any] = {
@@ -129,6 +159,16 @@ class Client:
         return f"<{type(self).__name__} {self._host}:{self._port}{actions} {state}>"
 
     # Beginning and end.
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this process is a child of the one that the client was started in: it cannot be used here."""
+        return self._link is not None and self._link.connection.is_forked
+
+    def abandon(self) -> None:
+        """Closes at once and waits for nothing, from any thread: for the end of a program."""
+        if self._link is not None:
+            self._link.connection.close()
 
     async def start(self) -> Self:
         """Connects, and waits until the server has said welcome and taken all handlers.
@@ -165,7 +205,7 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
-            await self.drain(self._drain_timeout)
+            await self.drain(self.drain_timeout)
         else:
             await self.close()
 
@@ -195,7 +235,7 @@ class Client:
 
     def __del__(self) -> None:
         link = getattr(self, "_link", None)
-        if link is not None and not link.ended.done() and not link.connection.is_forked:
+        if link is not None and not link.ended.done() and not self.is_forked:
             warnings.warn(f"{self!r} was never closed: use `async with`", ResourceWarning, source=self, stacklevel=2)
             link.connection.close()
 
@@ -209,33 +249,25 @@ class Client:
 
     # Requests.
 
-    @overload
-    async def request(
-        self,
-        action: str,
-        data: Any = None,
-        /,
-        *,
-        ttl: Seconds | None = None,
-        timeout: Seconds | None = None,
-        durable: bool = False,
-        max_attempts: int | None = None,
-        idempotency_key: str | None = None,
-        options: Any = None,
-        headers: Headers | None = None,
-        on_progress: Callable[[Any], None] | None = None,
-    ) -> Reply: ...
+    # These give coroutines and are none themselves: what is around a request costs as much as the request.
 
     @overload
-    async def request(
+    def request(
+        self, action: str, data: Any = None, /, **options: Unpack[RequestOptions]
+    ) -> Coroutine[Any, Any, Reply]: ...
+
+    @overload
+    def request(
         self,
         message: Mapping[str, Any],
         options: Mapping[str, Any] | None = None,
         timeout_ms: float | None = None,
         /,
-    ) -> Any: ...
+    ) -> Coroutine[Any, Any, Any]: ...
 
-    async def request(self, action: Any, data: Any = None, timeout_ms: Any = None, /, **more: Any) -> Any:
+    def request(
+        self, action: Any, data: Any = None, timeout_ms: Any = None, /, **options: Any
+    ) -> Coroutine[Any, Any, Any]:
         """A request to one of the action's handlers; gives its `Reply`.
 
         ``ttl``
@@ -265,78 +297,33 @@ class Client:
         have run), `ProtocolError` for bad input (nothing is sent then), `ClosedError`.
         """
         link = self._link or self._here()
-        if type(action) is str and not more:
-            if timeout_ms is not None:
-                raise mixed()
-            return await link.ask(Call(action, _json.dumps(data), 0, 0, 0, 0, None, None, None))
-        if isinstance(action, Mapping):
-            if more:
-                raise mixed()
-            return await link.ask(reference_call(action, data, timeout_ms))
-        if timeout_ms is not None:
+        if timeout_ms is None and type(action) is str:
+            if options:
+                return link.ask(call(action, data, 0, **options))
+            return link.ask_plainly(action, data if type(data) is bytes else _json.dumps(data))
+        if isinstance(action, Mapping) and not options:
+            return link.ask(reference_call(action, data, timeout_ms))
+        if timeout_ms is not None or isinstance(action, Mapping):
             raise mixed()
-        return await link.ask(call(action, data, 0, **more))
+        return link.ask(call(action, data, 0, **options))
 
-    async def broadcast(
-        self,
-        action: str,
-        data: Any = None,
-        *,
-        ttl: Seconds | None = None,
-        timeout: Seconds | None = None,
-        options: Any = None,
-        headers: Headers | None = None,
-        on_progress: Callable[[Any], None] | None = None,
-    ) -> list[Reply | RingpostError]:
+    def broadcast(
+        self, action: str, data: Any = None, /, **options: Unpack[BroadcastOptions]
+    ) -> Coroutine[Any, Any, list[Reply | RingpostError]]:
         """A request to every handler of the action; gives each one's `Reply`, or the error in its place.
 
         It raises only if nobody was asked (`NoHandlerError`), or nobody answered before the connection was lost. The
         options are those of `request`.
         """
-        asked = call(
-            action,
-            data,
-            BROADCAST,
-            ttl=ttl,
-            timeout=timeout,
-            options=options,
-            headers=headers,
-            on_progress=on_progress,
-        )
-        legs: list[Reply | RingpostError] = await self._here().ask(asked)
-        return legs
+        return (self._link or self._here()).ask(call(action, data, BROADCAST, **options))
 
-    async def send(
-        self,
-        action: str,
-        data: Any = None,
-        *,
-        ttl: Seconds | None = None,
-        timeout: Seconds | None = None,
-        durable: bool = False,
-        max_attempts: int | None = None,
-        idempotency_key: str | None = None,
-        options: Any = None,
-        headers: Headers | None = None,
-    ) -> None:
+    def send(self, action: str, data: Any = None, /, **options: Unpack[SendOptions]) -> Coroutine[Any, Any, None]:
         """A request that wants no reply; it is over when the broker has accepted it, a durable one on its disk.
 
         The options are those of `request`; ``timeout`` is how long to wait for the acceptance. Cancelling the task does
         not call back what has left.
         """
-        asked = call(
-            action,
-            data,
-            SEND,
-            ttl=ttl,
-            timeout=timeout,
-            durable=durable,
-            max_attempts=max_attempts,
-            idempotency_key=idempotency_key,
-            options=options,
-            headers=headers,
-        )
-        await self._here().ask(asked)
+        return (self._link or self._here()).ask(call(action, data, SEND, **options))
 
     # Handlers.
 
@@ -419,8 +406,12 @@ class Client:
         link = self._here()
         link.connection.watch_receivers()
         seen: list[str] | None = None
+
+        def is_news() -> bool:
+            return link.closed_by is not None or link.receivers is not seen
+
         while True:
-            await link.changed.wait_for(lambda: link.closed_by or link.receivers is not seen)
+            await link.changed.wait_for(is_news)
             if link.closed_by is not None:
                 return
             seen = link.receivers

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ringpost import _ringpost
+
 
 class RingpostError(Exception):
     """What all exceptions of this package are.
@@ -19,6 +21,11 @@ class RingpostError(Exception):
         self.code = code
         self.message = message
         self.handler_code = handler_code
+
+    @property
+    def exit_code(self) -> int:
+        """What a command that ends with this error exits with."""
+        return _ringpost.CODES.get(self.code, 1)
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_restored, (type(self), self.message, self.code, self.handler_code))
@@ -41,7 +48,7 @@ class UnavailableError(RingpostError):
 
 
 class StorageError(RingpostError):
-    """The server cannot take durable requests: no room, or no data directory (``storageFull``, ``durableUnavailable``)."""
+    """The server cannot take durable requests: no room, no folder (``storageFull``, ``durableUnavailable``)."""
 
 
 class RemoteError(RingpostError):

@@ -39,16 +39,15 @@ class Handler:
         self.stop_on_cancel = stop_on_cancel
         self.is_async = _is_async(function)
         self.wait: Wait | None = None
-        self._arguments = _arguments(function)
-
-    def call(self, delivery: Delivery) -> Any:
-        """Calls the function: of an ``async`` one the coroutine, of a plain one what it returns."""
-        return self._arguments(self, delivery)
+        self.call = _caller(self)
+        """Calls the function: of an ``async`` one it gives the coroutine, of a plain one what it returns."""
 
     def replied(self, delivery: Delivery, result: Any) -> None:
         """Answers with what the function returned."""
         try:
-            if type(result) is Reply:
+            if type(result) is bytes:
+                delivery.reply(result)
+            elif type(result) is Reply:
                 options = None if result.options is None else _json.dumps(result.options)
                 delivery.reply(result.bytes, options, pairs(result.headers))
             else:
@@ -89,7 +88,7 @@ def pairs(headers: Any) -> list[tuple[str, str]] | None:
 def _is_async(function: HandlerFunction) -> bool:
     while hasattr(function, "func"):
         function = function.func
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))
 
 
 def _options(delivery: Delivery) -> Any:
@@ -97,16 +96,17 @@ def _options(delivery: Delivery) -> Any:
     return _json.loads(text) if text else {}
 
 
-def _arguments(function: HandlerFunction) -> Callable[[Handler, Delivery], Any]:
+def _caller(handler: Handler) -> Callable[[Delivery], Any]:
     """How to call the function: what its parameters are is looked at once.
 
     Raises `TypeError` for parameters that there is nothing for.
     """
+    function = handler.function
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
-        # Some functions written in C do not tell.
-        return lambda _handler, delivery: function(read_json(delivery.payload), _options(delivery))
+        # Some functions written in C do not tell: they get the data.
+        return lambda delivery: function(read_json(delivery.payload))
     hints = _hints(function)
     wanted: list[str] = []
     named: list[str] = []
@@ -134,11 +134,13 @@ def _arguments(function: HandlerFunction) -> Callable[[Handler, Delivery], Any]:
     match (wanted, named):
         # The usual ones, for speed.
         case (["data", "options"], []):
-            return lambda _handler, delivery: function(read(delivery.payload), _options(delivery))
+            return lambda delivery: function(read(delivery.payload), _options(delivery))
+        case (["data"], []) if read is bytes:
+            return lambda delivery: function(delivery.payload)
         case (["data"], []):
-            return lambda _handler, delivery: function(read(delivery.payload))
+            return lambda delivery: function(read(delivery.payload))
         case _:
-            return lambda handler, delivery: _call(handler, delivery, wanted, named, read)
+            return lambda delivery: _call(handler, delivery, wanted, named, read)
 
 
 def _call(handler: Handler, delivery: Delivery, wanted: list[str], named: list[str], read: Read) -> Any:
@@ -158,7 +160,7 @@ def _call(handler: Handler, delivery: Delivery, wanted: list[str], named: list[s
 
 
 def _hints(function: HandlerFunction) -> dict[str, Any]:
-    target = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+    target = function if inspect.isroutine(function) else getattr(function, "__call__", function)
     try:
         return get_type_hints(inspect.unwrap(target))
     except (NameError, TypeError, AttributeError) as error:

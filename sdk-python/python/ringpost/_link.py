@@ -1,20 +1,21 @@
 """A client in its event loop: the one place where what comes from the client's thread meets futures and handlers.
 
 The loop watches one descriptor. When it is readable, `Link.arrived` takes out all that came, in one call, and hands it
-on. What coroutines say in one turn of the loop is gathered by the compiled module and leaves by one `flush` behind them.
+on. What coroutines say in one turn of the loop is gathered by the compiled module and leaves by one `flush` behind
+them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from asyncio import CancelledError, InvalidStateError, get_running_loop
+from asyncio import CancelledError, get_running_loop
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ringpost import _json
-from ringpost._call import Call
+from ringpost._call import TIMEOUT_MS, Call
 from ringpost._errors import ClosedError, RingpostError, exception
 from ringpost._events import Closed, Connected, Disconnected, Drained, Event, Goaway, ReconnectIn, Unclaimed
 from ringpost._handlers import Handler
@@ -26,13 +27,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ringpost")
 
-_ROOM_PATIENCE = 10.0
-
 
 class Link:
     """One client's connection, bound to the running loop."""
 
-    def __init__(self, connection: Connection, threads: Threads, patience: float, on_event: Callable[[Event], None]) -> None:
+    def __init__(
+        self, connection: Connection, threads: Threads, patience: float, on_event: Callable[[Event], None]
+    ) -> None:
         self.loop = get_running_loop()
         self.connection = connection
         self.receivers: list[str] | None = None
@@ -45,9 +46,9 @@ class Link:
         self._threads = threads
         self._patience = patience
         self._on_event = on_event
-        self._create_future = self.loop.create_future
+        self.create_future = self.loop.create_future
         self._call_soon = self.loop.call_soon
-        self._request = connection.request
+        self.request = connection.request
         self._flushing = False
         self._room: asyncio.Future[None] | None = None
         self._handlers: dict[int, Handler] = {}
@@ -63,10 +64,28 @@ class Link:
         """Makes a request and waits for what becomes of it. Cancelling it cancels the request."""
         if get_running_loop() is not self.loop:
             raise elsewhere()
-        future = self._create_future()
-        token = self._request(call[0], call[1], future, *call[2:])
+        if self.closed_by is not None:
+            # Nobody looks for what comes any more.
+            raise exception(self.closed_by.code, self.closed_by.message)
+        future = self.create_future()
+        token = self.request(future, *call)
         if token is None:
             token = await self._ask_when_there_is_room(call, future)
+        self.flush_soon()
+        try:
+            return await future
+        except (CancelledError, GeneratorExit):
+            self.connection.cancel(token)
+            raise
+
+    async def ask_plainly(self, action: str, payload: bytes) -> Any:
+        """The same for a request of which nothing more is said: the usual one, with as little as possible around it."""
+        if get_running_loop() is not self.loop or self.closed_by is not None:
+            return await self.ask((action, payload))
+        future = self.create_future()
+        token = self.request(future, action, payload)
+        if token is None:
+            token = await self._ask_when_there_is_room((action, payload), future)
         if not self._flushing:
             self._flushing = True
             self._call_soon(self._flush)
@@ -77,16 +96,16 @@ class Link:
             raise
 
     async def _ask_when_there_is_room(self, call: Call, future: asyncio.Future[Any]) -> int:
-        patience = call.timeout_ms / 1000 or self._patience
+        patience = (call[TIMEOUT_MS] if len(call) > TIMEOUT_MS else 0) / 1000 or self._patience
         try:
             async with asyncio.timeout(patience):
                 while True:
                     if self._room is None:
-                        self._room = self._create_future()
+                        self._room = self.create_future()
                         self.connection.room()
                     await asyncio.shield(self._room)
                     self.connection.flush()
-                    token = self._request(call[0], call[1], future, *call[2:])
+                    token = self.request(future, *call)
                     if token is not None:
                         return token
         except TimeoutError:
@@ -113,15 +132,13 @@ class Link:
         outcomes, failures, deliveries, news = self.connection.drain()
         if outcomes:
             turns = iter(outcomes)
-            for future, value in zip(turns, turns):
-                try:
+            for future, value in zip(turns, turns, strict=False):
+                # If not, its task was cancelled, and has not run since.
+                if not future.done():
                     future.set_result(value)
-                except InvalidStateError:
-                    # Its task was cancelled, and has not run since.
-                    pass
         if failures:
             turns = iter(failures)
-            for future, error in zip(turns, turns):
+            for future, error in zip(turns, turns, strict=False):
                 if not future.done():
                     future.set_exception(error)
         if deliveries:
@@ -193,7 +210,7 @@ class Link:
         handler.wait = self._until_cancelled
         registration = self.connection.register(handler.action, handler.concurrency)
         self._handlers[registration] = handler
-        self._registrations[registration] = self._create_future()
+        self._registrations[registration] = self.create_future()
         return registration
 
     async def taken(self, registration: int) -> None:
@@ -204,7 +221,7 @@ class Link:
         """Waits until nothing more can be delivered."""
         if registration not in self._handlers:
             return
-        gone = self._gone.setdefault(registration, self._create_future())
+        gone = self._gone.setdefault(registration, self.create_future())
         self.connection.deregister(registration)
         await asyncio.shield(gone)
 
@@ -234,7 +251,7 @@ class Link:
             gone.set_result(None)
 
     async def _until_cancelled(self, delivery: Delivery) -> None:
-        waiter = self._cancel_waiters.setdefault(delivery, self._create_future())
+        waiter = self._cancel_waiters.setdefault(delivery, self.create_future())
         try:
             await asyncio.shield(waiter)
         finally:

@@ -10,7 +10,17 @@ import dataclasses
 import types
 import typing
 from collections.abc import Callable
-from typing import Any, Literal, NotRequired, Required, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import (
+    Any,
+    Literal,
+    NotRequired,
+    Required,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 from ringpost import _json
 
@@ -72,7 +82,7 @@ def _is_struct(annotation: Any) -> bool:
 
 
 def converter(annotation: Any) -> Convert | None:
-    """A function from what JSON says, and the place where it says it, to a value of the type; ``None`` if any will do."""
+    """A function from what JSON says, and the place where it says it, to a value of the type; ``None``: any will do."""
     origin = get_origin(annotation)
     if origin in (typing.Annotated, Required, NotRequired):
         return converter(get_args(annotation)[0])

@@ -1,12 +1,12 @@
 """Runs `async` handlers without a task for each request.
 
 A task per request costs more than all else that a request does here. So requests are handled by *workers*: tasks that
-take one request after the other. A handler that ends without waiting for anything costs no task and no turn of the event
-loop; while one waits, its worker waits with it, and the next worker takes what is left.
+take one request after the other. A handler that ends without waiting for anything costs no task and no turn of the
+event loop; while one waits, its worker waits with it, and the next worker takes what is left.
 
-What a handler can notice of it: nothing but that ``asyncio.current_task()`` may be the same object for several requests,
-one after the other. Each request has a copy of the context (``contextvars``) in which the client was started; what a
-handler sets there is gone behind it. Cancelling the current task cancels what the handler waits for, as ever.
+What a handler can notice of it: nothing but that ``asyncio.current_task()`` may be the same object for several
+requests, one after the other. Each request has a copy of the context (``contextvars``) in which the client was started;
+what a handler sets there is gone behind it. Cancelling the current task cancels what the handler waits for, as ever.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ _KEPT_IDLE = 64
 class Workers:
     """The workers of one client, in its event loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, flush: Callable[[], None], flush_soon: Callable[[], None]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, flush: Callable[[], None], flush_soon: Callable[[], None]
+    ) -> None:
         self._loop = loop
         self._flush = flush
         self._flush_soon = flush_soon
@@ -95,7 +97,7 @@ class Workers:
                         result = await self._rest(handler, delivery, coroutine, first, context)
                 except asyncio.CancelledError as error:
                     handler.failed_quietly(delivery, error)
-                    if self._was_cancelled_from_outside(delivery):
+                    if _is_cancelled():
                         raise
                 except Exception as error:
                     handler.failed(delivery, error)
@@ -117,7 +119,12 @@ class Workers:
             await idle
 
     async def _rest(
-        self, handler: Handler, delivery: Delivery, coroutine: Coroutine[Any, Any, Any], first: Any, context: Context
+        self,
+        handler: Handler,
+        delivery: Delivery,
+        coroutine: Coroutine[Any, Any, Any],
+        first: Any,
+        context: Context,
     ) -> Any:
         if not handler.stop_on_cancel:
             return await _drive(coroutine, first, context)
@@ -127,33 +134,32 @@ class Workers:
         try:
             return await _drive(coroutine, first, context)
         finally:
-            self._stoppable.pop(delivery, None)
+            # `stop` has taken it: what it cancelled was the handler, and not the worker.
+            if self._stoppable.pop(delivery, None) is None:
+                task.uncancel()
 
-    def _was_cancelled_from_outside(self, delivery: Delivery) -> bool:
-        """Whether the worker itself is to end, and not only its handler."""
-        task = asyncio.current_task()
-        assert task is not None, "a worker is a task"
-        if not task.cancelling():
-            # The handler's own: it waited for something that was cancelled.
-            return False
-        if delivery.cancelled and task.uncancel() == 0:
-            return False
-        return True
+
+def _is_cancelled() -> bool:
+    """Whether the worker itself is to end. If not, the handler waited for something that was cancelled."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 @types.coroutine
 def _drive(coroutine: Coroutine[Any, Any, Any], yielded: Any, context: Context) -> Generator[Any, Any, Any]:
     """Goes on with a coroutine that has waited once, in its own context."""
     while True:
+        step: Callable[[Any], Any]
+        value: Any
         try:
-            sent = yield yielded
+            value = yield yielded
         except GeneratorExit:
             coroutine.close()
             raise
         except BaseException as error:
             step, value = coroutine.throw, error
         else:
-            step, value = coroutine.send, sent
+            step = coroutine.send
         try:
             yielded = context.run(step, value)
         except StopIteration as stop:

@@ -2,7 +2,9 @@
 
 >>> from ringpost import SyncClient
 >>> from ringpost.testing import Server
->>> with Server() as server, SyncClient(port=server.port, action="double", request_handler=lambda value: 2 * value) as client:
+>>> def double(value):
+...     return 2 * value
+>>> with Server() as server, SyncClient(port=server.port, action="double", request_handler=double) as client:
 ...     client.request("double", 21).data
 42
 
