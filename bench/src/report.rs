@@ -1,6 +1,7 @@
 //! Results as Markdown: the goals at the top, every figure with its spread below, and how to get them again.
 
 mod durable;
+mod python;
 mod recovery;
 mod secure;
 
@@ -13,6 +14,7 @@ use crate::{
     durable::Durable,
     idle::Idle,
     neighbours::Pairs,
+    python::Python,
     recovery::Recovery,
     secure::Secure,
     spread::{Confidence, Spread},
@@ -51,6 +53,8 @@ pub struct Results {
     pub recovery: Option<Recovery>,
     /// A secure key.
     pub secure: Option<Secure>,
+    /// Row 8.
+    pub python: Option<Python>,
 }
 
 /// Writes the whole report.
@@ -83,9 +87,12 @@ pub fn write(
         )?,
         None => writeln!(out, "- {seconds} s each, the sides in turns; nothing pinned")?,
     }
-    let Results { rows, idle, neighbours, durable, recovery, secure } = results;
+    let Results { rows, idle, neighbours, durable, recovery, secure, python } = results;
     if rows.iter().any(|row| row.of(OWN).is_some()) {
         write_goals(out, rows)?;
+    }
+    if let Some(python) = python {
+        python::write(out, python)?;
     }
     if let Some(durable) = durable {
         durable::write(out, durable)?;
