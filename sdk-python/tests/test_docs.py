@@ -13,6 +13,7 @@ import pytest
 import ringpost
 from ringpost import testing
 from ringpost._errors import BY_CODE
+from ringpost._options import ClientOptions
 
 README = Path(__file__).parents[1] / "README.md"
 TEXT = README.read_text()
@@ -54,8 +55,8 @@ def test_tables_are_complete():
     for option in options:
         assert f"`{option}`" in TEXT, option
         if option not in ("host", "port"):
-            assert option in ringpost._client.ClientOptions.__annotations__
-    assert ringpost._client.ClientOptions.__annotations__.keys() == options.keys() - {"host", "port"}
+            assert option in ClientOptions.__annotations__
+    assert ClientOptions.__annotations__.keys() == options.keys() - {"host", "port"}
     for code, kind in BY_CODE.items():
         row = next(line for line in TEXT.splitlines() if line.startswith(f"| `{kind.__name__}"))
         assert f"`{code}`" in row

@@ -290,7 +290,7 @@ def test_the_command_serves():
 
 def test_the_command_starts_itself():
     """What of the command starts another of its kind starts this one."""
-    ended = run("bench", "--duration", "100ms", "--warm-up", "0s", "--in-flight", "1", "--requesters", "1")
+    ended = run("bench", "--spawn", "--duration", "100ms", "--warm-up", "0s", "--in-flight", "1", "--requesters", "1")
     assert ended.returncode == 0, ended.stderr
 
 

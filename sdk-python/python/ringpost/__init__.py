@@ -4,7 +4,7 @@ A client registers an *action*, a name, with a *handler*; any other client sends
 *reply*. `Client` is for asyncio, `SyncClient` for scripts and notebooks.
 """
 
-from ringpost._client import Client, Registration
+from ringpost._client import Client
 from ringpost._errors import (
     AuthError,
     ClosedError,
@@ -37,6 +37,7 @@ from ringpost._events import (
     Unclaimed,
 )
 from ringpost._info import Info
+from ringpost._registration import Registration
 from ringpost._request import Request
 from ringpost._ringpost import Reply, __version__
 from ringpost._sync import SyncClient, SyncRegistration

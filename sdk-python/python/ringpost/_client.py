@@ -9,7 +9,7 @@ import warnings
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 from ringpost import _json
 from ringpost._call import (
@@ -25,6 +25,7 @@ from ringpost._errors import ClosedError, RingpostError
 from ringpost._events import Closed, Drained, Event, Unclaimed
 from ringpost._handlers import Handler, HandlerFunction
 from ringpost._link import Link, elsewhere
+from ringpost._registration import Registration
 from ringpost._ringpost import Connection, Reply
 from ringpost._threads import Threads
 from ringpost._times import Seconds, interval_ms, milliseconds
@@ -35,28 +36,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ringpost")
 
 Function = TypeVar("Function", bound=HandlerFunction)
-
-
-class ClientOptions(TypedDict, total=False):
-    """What can be said about a client, beside where its server is: see `Client`."""
-
-    action: str | None
-    request_handler: HandlerFunction | None
-    secure_key: str | None
-    reconnect: bool
-    reconnect_interval: Seconds
-    max_reconnects: int | None
-    retry_initial: bool
-    task_interval: Seconds
-    concurrency: int
-    threads: int
-    default_request_timeout: Seconds
-    session: str | None
-    unclaimed_replies: bool
-    max_pending: int
-    watch_receivers: bool
-    drain_timeout: Seconds
-    on_event: Callable[[Event], None] | None
 
 
 class Client:
@@ -456,28 +435,6 @@ class Client:
         # It is the user's, and must not break the connection's own work.
         except Exception:
             logger.exception("a client's event callback failed")
-
-
-class Registration:
-    """A handler's registration. It stays until `deregister` or the client's end."""
-
-    def __init__(self, link: Link, number: int, action: str) -> None:
-        self._link = link
-        self._number = number
-        self.action = action
-
-    def set_concurrency(self, concurrency: int) -> None:
-        """Changes how many requests the handler may hold at once, from 1."""
-        if concurrency < 1:
-            raise ValueError(f"concurrency is at least 1: {concurrency}")
-        self._link.connection.set_credit(self._number, concurrency)
-
-    async def deregister(self) -> None:
-        """Ends it, and waits until nothing more can be delivered. What the handler holds it still answers."""
-        await self._link.deregister(self._number)
-
-    def __repr__(self) -> str:
-        return f"<Registration {self.action!r}>"
 
 
 def mixed() -> TypeError:

@@ -11,10 +11,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 from ringpost._call import BroadcastOptions, RequestOptions, SendOptions
-from ringpost._client import Client, ClientOptions, Registration
+from ringpost._client import Client
 from ringpost._errors import ClosedError, RingpostError
 from ringpost._events import Drained, Event, Unclaimed
 from ringpost._handlers import HandlerFunction
+from ringpost._options import ClientOptions
+from ringpost._registration import Registration
 from ringpost._ringpost import Reply
 from ringpost._times import Seconds
 
