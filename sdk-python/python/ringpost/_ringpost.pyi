@@ -7,7 +7,7 @@ from ringpost._info import Info
 
 __version__: Final[str]
 CODES: Final[dict[str, int]]
-__all__: list[str]
+__all__ = ["CODES", "Connection", "Delivery", "Reply", "Server", "UnclaimedKey", "__version__", "command"]
 
 def command(line: list[str], again: list[str]) -> int: ...
 
