@@ -34,6 +34,8 @@ class Server:
         Whether it has a folder for durable requests. ``data_dir`` names one that is kept.
     ``port``
         The port; 0 takes a free one.
+    ``secure_key``
+        The key that its clients need, if any.
     ``config``
         Anything else of the server's configuration, with underscores for hyphens: ``Server(max_payload="1MiB")``.
 
@@ -46,12 +48,20 @@ class Server:
         durable: bool = True,
         data_dir: Path | str | None = None,
         port: int = 0,
+        secure_key: str | None = None,
         **config: bool | int | str | list[str],
     ) -> None:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._keys: tempfile.TemporaryDirectory[str] | None = None
         if data_dir is None and durable:
             self._folder = tempfile.TemporaryDirectory(prefix="ringpost-")
             data_dir = self._folder.name
+        if secure_key is not None:
+            self._keys = tempfile.TemporaryDirectory(prefix="ringpost-key-")
+            file = Path(self._keys.name, "key")
+            file.touch(mode=0o600)
+            file.write_text(secure_key)
+            config["secure_key_file"] = [str(file)]
         if data_dir is not None:
             config["data_dir"] = str(data_dir)
         self._config = config
@@ -107,8 +117,9 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-        if self._folder is not None:
-            self._folder.cleanup()
+        for folder in (self._folder, self._keys):
+            if folder is not None:
+                folder.cleanup()
 
     def __repr__(self) -> str:
         return f"<Server {self.address}{'' if self._server is not None else ' stopped'}>"
