@@ -17,6 +17,7 @@ use rustix::{
 
 /// What came beside completions and deliveries.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly all of it are notices")]
 pub(crate) enum News {
     /// From the client.
     Notice(Notice),

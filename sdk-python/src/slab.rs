@@ -59,12 +59,11 @@ impl<T> Slab<T> {
 
     /// Everything that is in it, which it is no longer.
     pub(crate) fn take_all(&mut self) -> Vec<T> {
-        let all = (0..self.places.len() as u64)
+        (0..self.places.len() as u64)
             .filter_map(|place| {
                 let key = u64::from(self.places[place as usize].uses) << 32 | place;
                 self.remove(key)
             })
-            .collect();
-        all
+            .collect()
     }
 }
