@@ -1,8 +1,8 @@
 //! The compiled module `ringpost._ringpost`: what the typed front in `python/ringpost` is built on, and private to it.
 //!
 //! The client's protocol is `ringpost::raw`'s, on a thread of its own for each client, which never touches the
-//! interpreter. Python puts requests and answers down in [`link`], which passes them on in batches; what comes back waits
-//! in [`queue`] until Python takes it out, all at once, by [`connection::Connection::drain`].
+//! interpreter. Python puts requests and answers down in `link`, which passes them on in batches; what comes back waits
+//! in `queue` until Python takes it out, all at once, by `Connection::drain`.
 
 mod command;
 mod connection;
