@@ -1,7 +1,7 @@
 """JSON: what data becomes on its way out, and what it was on its way in.
 
-orjson, which is the fastest of those that are well kept: see ``bench/RESULTS.md`` for it beside msgspec and the
-standard library. It writes dataclasses, datetimes, enums and UUIDs by itself.
+orjson, which is the fastest at writing of those that are well kept, and level with msgspec at reading: see
+``docs/ARCHITECTURE.md``. It writes dataclasses, datetimes, enums and UUIDs by itself.
 """
 
 from __future__ import annotations
