@@ -7,11 +7,16 @@ ROUNDS ?= 1
 SECONDS ?= 3
 TARGET ?= frames
 PREFIX ?= $(HOME)/.local
-BUILT = $(or $(CARGO_TARGET_DIR),target)/release
+TARGET_DIR = $(or $(CARGO_TARGET_DIR),target)
+BUILT = $(TARGET_DIR)/release
+PYTHON ?= python3
+# The Python SDK's own tools and test libraries, as sdk-python/requirements-dev.txt pins them.
+VENV = $(TARGET_DIR)/python
+WHEELS = $(TARGET_DIR)/wheels
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt lint deny docs bench criterion compare waiting instructions \
-	instructions-record faults simulate fuzz install clean
+.PHONY: help demo test rust-test check fmt lint deny docs bench criterion compare waiting instructions \
+	instructions-record faults simulate fuzz install clean wheel python-test python-lint python-venv
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -19,10 +24,12 @@ help: ## this list
 demo: ## the main job in 15 seconds: a server, handlers, requests, failures, a killed server, a burst
 	$(CARGO) run --quiet --release --locked -p ringpost-cli --bin ringpost -- demo
 
-test: ## all tests
+test: rust-test python-test ## all tests
+
+rust-test: ## those in Rust
 	$(CARGO) test --workspace --locked
 
-check: fmt lint docs test ## what CI runs
+check: fmt lint docs python-lint test ## what CI runs
 
 fmt: ## format is as rustfmt has it
 	$(CARGO) fmt --all --check
@@ -37,9 +44,35 @@ deny: ## licences, bans, sources of what is depended on; needs cargo-deny
 docs: ## documentation builds without warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
 
-bench: ## figures into bench/RESULTS.md; NATS and HAProxy beside them where they are on the PATH
+$(VENV)/ready: sdk-python/requirements-dev.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or later is needed: make PYTHON=…"'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
+python-venv: $(VENV)/ready ## the wheel as it is built for tests, in a virtual environment with what its tests need
+	rm -rf $(WHEELS)/dev
+	$(VENV)/bin/maturin build --quiet --locked --profile dev --interpreter $(VENV)/bin/python \
+	  --manifest-path sdk-python/Cargo.toml --out $(WHEELS)/dev
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps $(WHEELS)/dev/*.whl
+
+python-test: python-venv ## the Python SDK's, on asyncio and uvloop
+	cd sdk-python && $(abspath $(VENV))/bin/python -m pytest --quiet
+
+python-lint: python-venv ## ruff, mypy --strict and stubtest for the Python SDK
+	cd sdk-python && $(abspath $(VENV))/bin/ruff format --check && $(abspath $(VENV))/bin/ruff check
+	cd sdk-python && $(abspath $(VENV))/bin/mypy python
+	cd sdk-python && $(abspath $(VENV))/bin/stubtest ringpost
+
+wheel: $(VENV)/ready ## the Python SDK's wheel, into target/wheels
+	rm -f $(WHEELS)/*.whl
+	$(VENV)/bin/maturin build --locked --release --interpreter $(VENV)/bin/python \
+	  --manifest-path sdk-python/Cargo.toml --out $(WHEELS)
+
+bench: wheel ## figures into bench/RESULTS.md; NATS and HAProxy beside them where they are on the PATH
 	$(CARGO) build --release --locked -p ringpost-cli -p ringpost-bench
-	$(BUILT)/ringpost-bench rows --ringpost $(BUILT)/ringpost --runs $(RUNS) --seconds $(SECONDS) --out bench/RESULTS.md
+	$(BUILT)/ringpost-bench rows --ringpost $(BUILT)/ringpost --wheel $(WHEELS) --python $(VENV)/bin/python \
+	  --runs $(RUNS) --seconds $(SECONDS) --out bench/RESULTS.md
 
 compare: ## the same; NATS must be there
 	$(CARGO) build --release --locked -p ringpost-cli -p ringpost-bench

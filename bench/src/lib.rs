@@ -5,6 +5,7 @@
 //!   rows that measure SDKs.
 //! * [`durable`]: durable requests, with [`jetstream`] and [`redis`] beside them.
 //!   [`recovery`]: starting with what they left.
+//! * [`python`]: the SDK for Python beside nats-py.
 //! * [`idle`]: the memory of idle connections. [`neighbours`]: what one misbehaving client does to the others.
 //! * [`balancer`]: the load balancer beside HAProxy. [`secure`]: what a secure key costs.
 //! * [`report`]: the results as Markdown.
@@ -24,6 +25,7 @@ pub mod jetstream;
 pub mod misbehaviour;
 pub mod nats;
 pub mod neighbours;
+pub mod python;
 pub mod recovery;
 pub mod redis;
 pub mod report;

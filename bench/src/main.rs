@@ -17,7 +17,7 @@ use ringpost_bench::{
     contest::{self, Cores, Plan, Side},
     durable, idle,
     instructions::{self, Comparison, Record},
-    neighbours, recovery,
+    neighbours, python, recovery,
     report::{self, Circumstances, Results},
     rows::{ROWS, Row},
     secure, waiting,
@@ -67,7 +67,7 @@ struct Rows {
     #[arg(
         long,
         value_delimiter = ',',
-        default_value = "rows,durable,recovery,secure,balancer,idle,neighbours"
+        default_value = "rows,python,durable,recovery,secure,balancer,idle,neighbours"
     )]
     parts: Vec<Part>,
     /// Which rows.
@@ -91,6 +91,12 @@ struct Rows {
     /// The haproxy program, for the balancer; without it, the one on the PATH.
     #[arg(long)]
     haproxy: Option<PathBuf>,
+    /// The Python SDK's wheel, or the folder that it is in, for row 8; without it, that is not measured.
+    #[arg(long)]
+    wheel: Option<PathBuf>,
+    /// The Python interpreter for row 8.
+    #[arg(long, default_value = "python3")]
+    python: PathBuf,
     /// Measure only one side.
     #[arg(long)]
     only: Option<Only>,
@@ -109,6 +115,8 @@ struct Rows {
 enum Part {
     /// The rows of the table of figures.
     Rows,
+    /// Row 8: the SDK for Python, beside nats-py.
+    Python,
     /// Row 6: durable requests, under each policy of syncing.
     Durable,
     /// Starting with a log: speed, time over history, the disk under a steady load. Of Ringpost only.
@@ -195,10 +203,14 @@ fn run(arguments: &Rows, needs_nats: bool) -> anyhow::Result<()> {
         versions: all_sides.iter().map(Side::version).collect::<Result<_, _>>()?,
     };
     let ringpost = &arguments.ringpost;
+    let python = if has(Part::Python) { python_programs(arguments, &sides)? } else { None };
     let results = telling(|tell| {
         let mut results = Results::default();
         if has(Part::Rows) {
             results.rows = contest::measure(&rows, &sides, plan, tell)?;
+        }
+        if let Some(programs) = &python {
+            results.python = Some(python::measure(programs, plan, tell)?);
         }
         if has(Part::Durable) {
             results.durable = Some(durable::measure(&durable_sides, plan, tell)?);
@@ -269,6 +281,24 @@ fn durable_sides(arguments: &Rows, sides: &[Side]) -> anyhow::Result<Vec<Side>> 
         }
     }
     Ok(sides)
+}
+
+/// What row 8 needs, if there is a wheel.
+fn python_programs(arguments: &Rows, sides: &[Side]) -> anyhow::Result<Option<python::Programs>> {
+    let Some(wheel) = &arguments.wheel else {
+        writeln!(io::stderr(), "no wheel of the Python SDK is named: row 8 is not measured")?;
+        return Ok(None);
+    };
+    let nats = sides.iter().find_map(|side| match side {
+        Side::Nats(path) => Some(path.clone()),
+        _ => None,
+    });
+    Ok(Some(python::Programs {
+        ringpost: arguments.ringpost.clone(),
+        nats,
+        python: arguments.python.clone(),
+        wheel: python::find_wheel(wheel)?,
+    }))
 }
 
 fn on_path(program: &str) -> Option<PathBuf> {

@@ -2,6 +2,7 @@
 
 mod balancer;
 mod durable;
+mod python;
 mod recovery;
 mod secure;
 
@@ -15,6 +16,7 @@ use crate::{
     durable::Durable,
     idle::Idle,
     neighbours::Pairs,
+    python::Python,
     recovery::Recovery,
     secure::Secure,
     spread::{Confidence, Spread},
@@ -55,6 +57,8 @@ pub struct Results {
     pub balancers: Option<Balancers>,
     /// A secure key.
     pub secure: Option<Secure>,
+    /// Row 8.
+    pub python: Option<Python>,
 }
 
 /// Writes the whole report.
@@ -87,9 +91,12 @@ pub fn write(
         )?,
         None => writeln!(out, "- {seconds} s each, the sides in turns; nothing pinned")?,
     }
-    let Results { rows, idle, neighbours, durable, recovery, balancers, secure } = results;
+    let Results { rows, idle, neighbours, durable, recovery, balancers, secure, python } = results;
     if rows.iter().any(|row| row.of(OWN).is_some()) {
         write_goals(out, rows)?;
+    }
+    if let Some(python) = python {
+        python::write(out, python)?;
     }
     if let Some(durable) = durable {
         durable::write(out, durable)?;

@@ -282,9 +282,7 @@ pub(crate) fn spawn_server_with(
 
 /// This program again.
 pub(crate) fn own_command() -> Outcome<Command> {
-    let path = std::env::current_exe()
-        .map_err(|error| Failure::system("the path of this program is not known", &error))?;
-    Ok(Command::new(path))
+    crate::own_command().map_err(|error| Failure::system("the path of this program is not known", &error))
 }
 
 /// The first of the server's addresses that takes a connection: a name may stand for several.

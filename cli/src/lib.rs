@@ -30,7 +30,11 @@ mod serve;
 mod signals;
 mod stats;
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{
+    ffi::OsString,
+    process::{Command as Process, ExitCode},
+    sync::OnceLock,
+};
 
 use clap::ArgMatches;
 
@@ -59,6 +63,29 @@ where
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
+}
+
+/// Like [`main`], in a program that is not the command itself, such as a Python interpreter: `again` is the command line,
+/// without arguments, that starts the command again. Some commands do so. The first call's counts.
+pub fn main_within<A>(again: Vec<OsString>, args: impl IntoIterator<Item = A>) -> ExitCode
+where
+    A: Into<OsString> + Clone,
+{
+    AGAIN.get_or_init(|| again);
+    main(args)
+}
+
+/// How to start this command again, where that is not by starting this program.
+static AGAIN: OnceLock<Vec<OsString>> = OnceLock::new();
+
+/// The command, to be started again.
+fn own_command() -> std::io::Result<Process> {
+    if let Some([program, arguments @ ..]) = AGAIN.get().map(Vec::as_slice) {
+        let mut command = Process::new(program);
+        command.args(arguments);
+        return Ok(command);
+    }
+    std::env::current_exe().map(Process::new)
 }
 
 fn run(cli: &Cli, matches: &ArgMatches) -> Outcome {

@@ -1,6 +1,6 @@
 //! What can be said about a client before it connects.
 
-use std::{fmt, future::Future, sync::Arc, time::Duration};
+use std::{fmt, future::Future, mem, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use ringpost_client::{ClientConfig, Error, Event};
@@ -37,6 +37,7 @@ pub struct ClientBuilder {
     address: Result<Address, Error>,
     key: Option<GivenKey>,
     config: ClientConfig,
+    sdk: (&'static str, &'static str),
     auto_start: bool,
     on_event: Option<OnEvent>,
     action: Option<String>,
@@ -78,6 +79,7 @@ impl ClientBuilder {
             address: Address::parse(address),
             key: None,
             config: ClientConfig { retry_initial: false, ..ClientConfig::default() },
+            sdk: ("ringpost-rust", env!("CARGO_PKG_VERSION")),
             auto_start: true,
             on_event: None,
             action: None,
@@ -254,10 +256,7 @@ impl ClientBuilder {
     /// * Whatever the server says against the connection or a handler.
     pub async fn connect(self) -> Result<Client, Error> {
         let auto_start = self.auto_start;
-        let key = match self.key.clone().or_else(GivenKey::from_environment) {
-            Some(given) => given.key().await?,
-            None => None,
-        };
+        let key = self.resolved_key().await?;
         let (client, mut registrations) = self.build(key)?;
         if auto_start {
             client.start().await?;
@@ -268,7 +267,36 @@ impl ClientBuilder {
         Ok(client)
     }
 
-    fn build(mut self, key: Option<SecureKey>) -> Result<(Client, Vec<crate::Registration>), Error> {
+    /// The client without futures, which gives what comes back to a sink of its own: for bindings to other languages,
+    /// see [`raw`]. It does not connect before [`raw::Client::start`]. Handlers, `on_event` and `auto_start` are this
+    /// layer's own, and nothing to that one. To be awaited within the tokio runtime that is to move the bytes.
+    ///
+    /// # Errors
+    /// * [`Code::Malformed`]: a bad address, secure key or session.
+    /// * [`Code::Unsupported`]: not within a tokio runtime.
+    /// * [`Code::Connect`] if the system gives no random bytes.
+    pub async fn build_raw(self, sink: Arc<dyn raw::CompletionSink>) -> Result<raw::Client, Error> {
+        let key = self.resolved_key().await?;
+        let (config, address) = self.settled()?;
+        raw::Client::with_key(config, address, key, sink)
+    }
+
+    /// What this client tells the server about itself: the name of the SDK and its version. For bindings.
+    pub fn sdk(mut self, name: &'static str, version: &'static str) -> Self {
+        self.sdk = (name, version);
+        self
+    }
+
+    /// The key that was given, or the environment's.
+    async fn resolved_key(&self) -> Result<Option<SecureKey>, Error> {
+        match self.key.clone().or_else(GivenKey::from_environment) {
+            Some(given) => given.key().await,
+            None => Ok(None),
+        }
+    }
+
+    /// Checks the options that concern the connection, and draws what is random.
+    fn settled(mut self) -> Result<(ClientConfig, Address), Error> {
         let address = self.address?;
         if self.config.session.len() > MAX_SESSION_BYTES {
             let message = format!("a session's name must not be longer than {MAX_SESSION_BYTES} bytes");
@@ -279,37 +307,43 @@ impl ClientBuilder {
                 "unclaimed_replies needs a session with a name, to which the next process can come back";
             return Err(Error::new(Code::Malformed, message));
         }
-        match (self.action.take(), self.request_handler.take()) {
-            (Some(action), Some(planned)) => self.handlers.push((action, planned)),
-            (None, Some(_)) => {
-                return Err(Error::new(Code::Malformed, "a request_handler needs an action to handle"));
-            }
-            (_, None) => {}
-        }
         let (name, seed) = random_name_and_seed()?;
         // Nobody comes back to a session whose client does not reconnect: the broker need not wait for it.
         if self.config.session.is_empty() && self.config.reconnect {
             self.config.session = name;
         }
         self.config.seed = seed;
-        self.config.headers =
-            encode_headers([("client", "ringpost-rust"), ("version", env!("CARGO_PKG_VERSION"))])
-                .map_err(|error| Error::new(Code::Malformed, error.to_string()))?;
+        let (sdk, version) = self.sdk;
+        self.config.headers = encode_headers([("client", sdk), ("version", version)])
+            .map_err(|error| Error::new(Code::Malformed, error.to_string()))?;
+        Ok((self.config, address))
+    }
+
+    fn build(mut self, key: Option<SecureKey>) -> Result<(Client, Vec<crate::Registration>), Error> {
+        let mut handlers = mem::take(&mut self.handlers);
+        match (self.action.take(), self.request_handler.take()) {
+            (Some(action), Some(planned)) => handlers.push((action, planned)),
+            (None, Some(_)) => {
+                return Err(Error::new(Code::Malformed, "a request_handler needs an action to handle"));
+            }
+            (_, None) => {}
+        }
+        let on_event = self.on_event.take();
+        let (config, address) = self.settled()?;
         let runtime = Handle::try_current().map_err(|_| {
             Error::new(
                 Code::Unsupported,
                 "a client needs a tokio runtime with IO and time: connect inside of one",
             )
         })?;
-        let patience = match self.config.default_request_timeout {
+        let patience = match config.default_request_timeout {
             Duration::ZERO => ClientConfig::default().default_request_timeout,
             timeout => timeout,
         };
-        let hub = Arc::new(Hub::new(runtime, self.on_event));
-        let raw = raw::Client::with_key(self.config, address, key, Arc::new(HubSink(hub.clone())))?;
+        let hub = Arc::new(Hub::new(runtime, on_event));
+        let raw = raw::Client::with_key(config, address, key, Arc::new(HubSink(hub.clone())))?;
         let client = Client::new(Inner { raw, hub, patience });
-        let registrations = self
-            .handlers
+        let registrations = handlers
             .into_iter()
             .map(|(action, planned)| client.register(&action, planned.options, planned.handler))
             .collect::<Result<_, _>>()?;

@@ -81,6 +81,9 @@ impl Driver {
     }
 
     fn hand_out(&mut self) {
+        for progress in self.batch.progress.drain(..) {
+            self.sink.notice(&self.client, progress);
+        }
         if !self.batch.completions.is_empty() {
             self.sink.complete(&self.client, &mut self.batch.completions);
             self.batch.completions.clear();
@@ -158,6 +161,8 @@ impl Driver {
         let (read, write) = dialed.stream.into_split();
         let (sealer, opener) = dialed.records.unzip();
         let (mut receiver, mut sender) = (Receiver::new(read, opener), Sender::new(write, sealer));
+        let lender = self.client.shared.clone();
+        let lent = sender.socket().map(|socket| lender.lend(socket));
         self.client.shared.with(|client, now| client.connected(now));
         let reason = loop {
             let turn = self.turn();
@@ -173,6 +178,7 @@ impl Driver {
                 shared.take_outgoing(waiting, written);
             }
             if turn.wanted.disconnect.is_some() {
+                drop(lent);
                 return self.part(sender, receiver);
             }
             if let Err(error) = sender.write() {

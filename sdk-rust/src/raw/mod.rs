@@ -42,15 +42,15 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use ringpost_client::Error;
 pub use ringpost_client::{
-    ClientConfig, Completion, Counters, Delivery, DeliveryKey, Event, RegistrationId, RequestKey,
+    ClientConfig, Completion, Counters, Delivery, DeliveryKey, Event, Info, RegistrationId, RequestKey,
     RequestSpec, Unclaimed, UnclaimedKey,
 };
-use ringpost_protocol::Code;
 pub use ringpost_protocol::{
-    Content,
+    BadHeaders, Content, Headers, encode_headers,
     message::{RequestFlags, Verdict},
     secure::SecureKey,
 };
+use ringpost_protocol::{Code, time::Time};
 use tokio::runtime::Handle;
 
 pub(crate) use self::shared::ROOM_BYTES;
@@ -66,7 +66,8 @@ pub trait CompletionSink: Send + Sync + 'static {
     /// Requests for handlers. Each of them must be answered with [`Client::answer`] at some time.
     fn deliver(&self, client: &Client, batch: &mut Vec<Delivery>);
 
-    /// Anything else that happened. The cancellation of a delivery comes behind the delivery.
+    /// Anything else that happened. The cancellation of a delivery comes behind the delivery, and what a handler says
+    /// before the outcome.
     fn notice(&self, client: &Client, notice: Notice);
 }
 
@@ -119,6 +120,34 @@ impl Drained {
 
 pub(crate) fn no_random_bytes(error: getrandom::Error) -> Error {
     Error::new(Code::Connect, format!("the system gives no random bytes: {error}"))
+}
+
+/// Several calls as one: see [`Client::batch`].
+#[derive(Debug)]
+pub struct Calls<'a> {
+    core: &'a mut ringpost_client::Client,
+    now: Time,
+    unsent_bytes: usize,
+}
+
+impl Calls<'_> {
+    /// As [`Client::request`].
+    ///
+    /// # Errors
+    /// As [`Client::request`].
+    pub fn request(&mut self, spec: RequestSpec, token: u64) -> Result<RequestKey, Error> {
+        self.core.request(spec, token, self.now)
+    }
+
+    /// As [`Client::answer`].
+    pub fn answer(&mut self, key: DeliveryKey, verdict: Verdict, content: Content) -> bool {
+        self.core.answer(key, verdict, content, self.now)
+    }
+
+    /// As [`Client::has_room`], of what was said before this batch.
+    pub fn has_room(&self) -> bool {
+        self.unsent_bytes < ROOM_BYTES
+    }
 }
 
 /// A connection that is kept, without futures. Clones share it.
@@ -178,6 +207,25 @@ impl Client {
     /// As [`ringpost_client::Client::request`]: nothing comes to the sink then.
     pub fn request(&self, spec: RequestSpec, token: u64) -> Result<RequestKey, Error> {
         self.shared.with(|client, now| client.request(spec, token, now))
+    }
+
+    /// Makes several calls as one: nobody comes in between, and what they lead to leaves in one write, by this very thread
+    /// if the client's own task sleeps. For those who gather what many callers want, outside of that task's runtime; `calls`
+    /// must not call the client itself.
+    ///
+    /// ```no_run
+    /// # fn example(client: &ringpost::raw::Client, specs: Vec<ringpost::raw::RequestSpec>) {
+    /// client.batch(|calls| {
+    ///     for (token, spec) in (0..).zip(specs) {
+    ///         if let Err(error) = calls.request(spec, token) {
+    ///             println!("request {token} was not made: {error}");
+    ///         }
+    ///     }
+    /// });
+    /// # }
+    /// ```
+    pub fn batch<T>(&self, calls: impl FnOnce(&mut Calls<'_>) -> T) -> T {
+        self.shared.with_and_write(|core, now, unsent_bytes| calls(&mut Calls { core, now, unsent_bytes }))
     }
 
     /// Ends a request; it completes with [`Code::Cancelled`], unless it ended before.

@@ -1,16 +1,22 @@
 //! What callers on any thread and the client's own task share: the core, and what it wants sent or handed out.
 
 use std::{
+    collections::VecDeque,
+    io::{self, IoSlice},
     mem,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
+use bytes::Buf;
 use ringpost_client::{Client, ClientConfig, Completion, Cut, Delivery, Output};
 use ringpost_protocol::{Outgoing, Segment, frame::encode_client, message::ServerMessage, time::Time};
-use tokio::sync::{Notify, watch};
+use tokio::{
+    net::tcp::OwnedWriteHalf,
+    sync::{Notify, watch},
+};
 
-use super::{Drained, Notice};
+use super::{Drained, Notice, socket::WRITE_SEGMENTS};
 
 /// Unsent bytes over which callers are asked to wait.
 pub(crate) const ROOM_BYTES: usize = 4 << 20;
@@ -22,6 +28,8 @@ const SPARE_BYTES: usize = 1 << 20;
 /// Outputs on their way to the sink, in batches.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
+    /// What handlers said meanwhile. It comes before the outcomes, as it did on the wire: nobody listens behind them.
+    pub(super) progress: Vec<Notice>,
     pub(super) completions: Vec<Completion>,
     pub(super) deliveries: Vec<Delivery>,
     pub(super) notices: Vec<Notice>,
@@ -29,7 +37,10 @@ pub(super) struct Batch {
 
 impl Batch {
     fn is_empty(&self) -> bool {
-        self.completions.is_empty() && self.deliveries.is_empty() && self.notices.is_empty()
+        self.progress.is_empty()
+            && self.completions.is_empty()
+            && self.deliveries.is_empty()
+            && self.notices.is_empty()
     }
 }
 
@@ -76,6 +87,10 @@ struct State {
     wanted: Wanted,
     /// `None` while the task is awake and will look by itself.
     asleep: Option<Asleep>,
+    /// The open connection, for callers that write themselves.
+    socket: Option<Arc<OwnedWriteHalf>>,
+    /// What such a caller began to write and the socket did not take.
+    unwritten: VecDeque<Segment>,
     /// Bytes of the last goodbye that the server did not take.
     unsent_bytes: usize,
     spare: Vec<Vec<u8>>,
@@ -109,6 +124,8 @@ impl Shared {
                 batch: Batch::default(),
                 wanted: Wanted::default(),
                 asleep: None,
+                socket: None,
+                unwritten: VecDeque::new(),
                 unsent_bytes: 0,
                 spare: Vec::new(),
             }),
@@ -146,6 +163,29 @@ impl Shared {
             self.wake.notify_one();
         }
         result
+    }
+
+    /// The same for a caller that has a thread of its own and gathers its calls: what they lead to it writes itself, if the
+    /// task sleeps and the socket takes it. Waking the task for that costs more than the writing, and time.
+    pub(super) fn with_and_write<T>(&self, call: impl FnOnce(&mut Client, Time, usize) -> T) -> T {
+        let now = self.now();
+        let mut state = self.lock();
+        let unsent_bytes = state.outgoing.len();
+        let result = call(&mut state.client, now, unsent_bytes);
+        state.settle();
+        state.write();
+        let wake = state.must_wake();
+        drop(state);
+        if wake {
+            self.wake.notify_one();
+        }
+        result
+    }
+
+    /// Where callers may write, until what is given here is dropped.
+    pub(super) fn lend(&self, socket: Arc<OwnedWriteHalf>) -> Lent<'_> {
+        self.lock().socket = Some(socket);
+        Lent(self)
     }
 
     /// Gives the core what was received: the messages that a read completed, or none.
@@ -188,6 +228,7 @@ impl Shared {
                 state.spare.push(buffer);
             }
         }
+        into.extend(state.unwritten.drain(..));
         into.extend(std::iter::from_fn(|| state.outgoing.pop(|| state.spare.pop().unwrap_or_default())));
         // There is room now. Wakers are the application's: they are called without the lock.
         drop(guard);
@@ -196,7 +237,10 @@ impl Shared {
 
     /// The socket is gone: what was to be written on it is nobody's.
     pub(super) fn discard_outgoing(&self) {
-        self.lock().outgoing.clear();
+        let mut state = self.lock();
+        state.outgoing.clear();
+        state.unwritten.clear();
+        drop(state);
         self.room.notify_waiters();
     }
 
@@ -206,7 +250,7 @@ impl Shared {
         let mut state = self.lock();
         let idle = state.batch.is_empty()
             && state.wanted == Wanted::default()
-            && (!can_write || state.outgoing.is_empty());
+            && (!can_write || (state.outgoing.is_empty() && state.unwritten.is_empty()));
         let until = state.client.next_deadline().unwrap_or(Time::NEVER);
         state.asleep = idle.then_some(Asleep { until, can_write });
         idle.then_some(until)
@@ -286,7 +330,10 @@ impl State {
                     continue;
                 }
                 Output::Unclaimed(unclaimed) => Notice::Unclaimed(unclaimed),
-                Output::Progress { token, content } => Notice::Progress { token, content },
+                Output::Progress { token, content } => {
+                    self.batch.progress.push(Notice::Progress { token, content });
+                    continue;
+                }
                 Output::CancelDelivery(key) => Notice::CancelDelivery(key),
                 Output::Receivers(list) => Notice::Receivers(list),
                 Output::Registered(id) => Notice::Registered(id),
@@ -298,10 +345,27 @@ impl State {
         }
     }
 
+    /// Writes what there is, if that is the caller's to do: while the task sleeps and has written all that it had, nobody
+    /// else writes, and the lock keeps callers in order. What the socket does not take the task goes on with.
+    fn write(&mut self) {
+        let (Some(Asleep { can_write: true, .. }), Some(socket)) = (self.asleep, &self.socket) else {
+            return;
+        };
+        if !self.unwritten.is_empty() {
+            return;
+        }
+        let spare = &mut self.spare;
+        while let Some(segment) = self.outgoing.pop(|| spare.pop().unwrap_or_default()) {
+            self.unwritten.push_back(segment);
+        }
+        // An error is the task's to find too.
+        while !self.unwritten.is_empty() && write_once(socket, &mut self.unwritten, spare).is_ok() {}
+    }
+
     /// Whether the task sleeps over something; if so it is taken for awake from now on.
     fn must_wake(&mut self) -> bool {
         let Some(Asleep { until, can_write }) = self.asleep else { return false };
-        let due = (can_write && !self.outgoing.is_empty())
+        let due = (can_write && !(self.outgoing.is_empty() && self.unwritten.is_empty()))
             || !self.batch.is_empty()
             || self.wanted != Wanted::default()
             || self.client.next_deadline().is_some_and(|deadline| deadline < until);
@@ -309,6 +373,64 @@ impl State {
             self.asleep = None;
         }
         due
+    }
+}
+
+/// One write of the segments; those that the socket took are gone, and their buffers among the spare ones.
+fn write_once(
+    socket: &OwnedWriteHalf,
+    segments: &mut VecDeque<Segment>,
+    spare: &mut Vec<Vec<u8>>,
+) -> io::Result<()> {
+    let mut slices = [IoSlice::new(&[]); WRITE_SEGMENTS];
+    let mut used = 0;
+    for (slice, segment) in slices.iter_mut().zip(&*segments) {
+        *slice = IoSlice::new(segment.as_ref());
+        used += 1;
+    }
+    let mut written = socket.try_write_vectored(&slices[..used])?;
+    if written == 0 && !segments.is_empty() {
+        return Err(io::ErrorKind::WriteZero.into());
+    }
+    while let Some(first) = segments.pop_front() {
+        if written < first.as_ref().len() {
+            segments.push_front(behind(first, written));
+            break;
+        }
+        written -= first.as_ref().len();
+        if let Segment::Owned(mut buffer) = first
+            && spare.len() < SPARE_BUFFERS
+            && buffer.capacity() <= SPARE_BYTES
+        {
+            buffer.clear();
+            spare.push(buffer);
+        }
+    }
+    Ok(())
+}
+
+/// A segment without its first bytes.
+fn behind(segment: Segment, written: usize) -> Segment {
+    match segment {
+        _ if written == 0 => segment,
+        Segment::Owned(mut buffer) => {
+            buffer.drain(..written);
+            Segment::Owned(buffer)
+        }
+        Segment::Shared(mut bytes) => {
+            bytes.advance(written);
+            Segment::Shared(bytes)
+        }
+    }
+}
+
+/// While it is there, callers may write on the connection.
+#[derive(Debug)]
+pub(super) struct Lent<'a>(&'a Shared);
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        self.0.lock().socket = None;
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     io::{self, IoSlice},
+    sync::Arc,
     time::Duration,
 };
 
@@ -31,7 +32,7 @@ const PORTIONS: usize = 2;
 /// Frames in a portion, if there are so many: each portion costs a write.
 const PORTION_FRAMES: usize = 16;
 /// Segments in one write; the kernel takes at most 1024 (UIO_MAXIOV).
-const WRITE_SEGMENTS: usize = 64;
+pub(super) const WRITE_SEGMENTS: usize = 64;
 /// So much is sealed at once.
 const SEALED_BYTES: usize = 192 << 10;
 
@@ -173,7 +174,7 @@ fn prepare(buffer: &mut BytesMut, allocated: &mut usize, missing: usize) {
 /// The sending half.
 #[derive(Debug)]
 pub(super) struct Sender {
-    half: tcp::OwnedWriteHalf,
+    half: Arc<tcp::OwnedWriteHalf>,
     /// With a secure key: what is to be sealed. Else it waits to be written at once.
     sealing: Option<Sealing>,
     waiting: VecDeque<Segment>,
@@ -186,9 +187,15 @@ pub(super) struct Sender {
 impl Sender {
     pub(super) fn new(half: tcp::OwnedWriteHalf, sealer: Option<Sealer>) -> Self {
         let sealing = sealer.map(Sealing::new);
+        let half = Arc::new(half);
         let mut sender = Self { half, sealing, waiting: VecDeque::new(), offset: 0, written: Vec::new() };
         sender.queues().0.push_back(Segment::Owned(Preface::plain().encode().to_vec()));
         sender
+    }
+
+    /// The socket, for others to write on while this one is idle; none where what is written must be sealed, in order.
+    pub(super) fn socket(&self) -> Option<Arc<tcp::OwnedWriteHalf>> {
+        self.sealing.is_none().then(|| self.half.clone())
     }
 
     /// What is to be written, and the buffers that were.
@@ -334,7 +341,10 @@ pub(super) async fn part(mut sender: Sender, mut receiver: Receiver, latest: Ins
             patiently(sender.writable()).await?;
             sender.write()?;
         }
-        tokio::io::AsyncWriteExt::shutdown(&mut sender.half).await?;
+        // Nobody else has it any more; if somebody had, its end would be theirs to say.
+        if let Some(half) = Arc::get_mut(&mut sender.half) {
+            tokio::io::AsyncWriteExt::shutdown(half).await?;
+        }
         loop {
             receiver.discard();
             if !patiently(receiver.read()).await? {
