@@ -70,6 +70,8 @@ pub struct Broker {
     pub(crate) tenure_count: u64,
     pub(crate) place_count: u64,
     pub(crate) drain: Drain,
+    /// While it drains: one of the requests that it waits for.
+    pub(crate) awaited: Option<Key<Request>>,
     /// Its log is being read.
     pub(crate) recovering: bool,
     pub(crate) counters: Counters,
@@ -124,6 +126,7 @@ impl Broker {
             tenure_count: 0,
             place_count: 0,
             drain: Drain::No,
+            awaited: None,
             recovering: false,
             counters: Counters::default(),
             started: Now::default(),
@@ -181,6 +184,12 @@ impl Broker {
     /// Does what is due at `now`. Call it when [`Broker::next_deadline`] has come.
     pub fn handle_timeout(&mut self, now: Now) {
         self.enter(now);
+        self.let_time_pass();
+    }
+
+    /// Whatever's time has come by the start of this turn.
+    pub(crate) fn let_time_pass(&mut self) {
+        let now = self.now;
         while let Some(timer) = self.timers.expire(now.mono) {
             match timer {
                 Timer::Request(request) => self.request_timed_out(request),

@@ -367,11 +367,16 @@ impl Broker {
 
     /// Whether anything is open that a leaving server waits for: all that is plain, and of what is durable what a handler
     /// works at, or what is on its way into the log.
-    pub(crate) fn has_to_wait(&self) -> bool {
+    pub(crate) fn has_to_wait(&mut self) -> bool {
         let held = |request: &Request| matches!(request.state, RequestState::Delivered(_));
         let waits = |request: &Request| !request.is_durable() || held(request);
         let logging = self.journal.as_ref().is_some_and(Journal::has_gates);
-        logging || self.requests.iter().any(|(_, request)| waits(request))
+        // There may be a million that wait for nobody: those that somebody waits for are not looked for each turn.
+        if logging || self.awaited.and_then(|key| self.requests.get(key)).is_some_and(waits) {
+            return true;
+        }
+        self.awaited = self.requests.iter().find(|(_, request)| waits(request)).map(|(key, _)| key);
+        self.awaited.is_some()
     }
 
     /// Nobody waits any longer: what is open ends, so that every requester has its outcome.

@@ -231,7 +231,9 @@ impl Shard {
     /// The client has ended its half. What the buffer still has is no whole message.
     pub(crate) fn half_closed(&self, conn: ConnId, buffer: &[u8]) {
         self.turn(|state, now| {
-            let channel = state.connections.get_mut(conn).and_then(|it| it.channel.as_ref());
+            // Of one that is ending what still comes is not read, and so not its last record either.
+            let connection = state.connections.get_mut(conn).filter(|it| it.phase == Phase::Open);
+            let channel = connection.and_then(|it| it.channel.as_ref());
             if channel.is_some_and(|channel| !channel.incoming.has_ended()) {
                 tracing::debug!(%conn, "cut off: the stream ended without the record that ends it");
                 state.lose(conn, now);

@@ -17,7 +17,7 @@ use ringpost_protocol::{
     message::{Request as Asked, RequestFlags},
 };
 
-use crate::{Broker, ConnId, Speaks, slab::Key, state::Session};
+use crate::{Broker, ConnId, Speaks, durable::RECOVERING, slab::Key, state::Session};
 
 mod dead;
 mod lists;
@@ -62,6 +62,10 @@ impl Broker {
     /// What the server says: JSON text.
     fn control(&mut self, conn: ConnId, content: &Content) -> Result<Bytes, Refused> {
         match content.name() {
+            // What is in the log is not there yet: nobody is told that there is nothing.
+            b"$sys.queues" | b"$sys.dead" if self.recovering => {
+                Err((Code::Recovering, RECOVERING.to_owned()))
+            }
             b"$sys.stats" => Ok(self.stats().into()),
             b"$sys.receivers" => Ok(self.receivers_for(conn)),
             b"$sys.actions" => Ok(self.list_actions().to_string().into()),

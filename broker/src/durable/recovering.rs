@@ -33,6 +33,8 @@ impl Broker {
         self.send_away(restore.sessions());
         self.restore(restore, highest_count, now);
         self.recovering = false;
+        // What expired while nobody was there is for no handler.
+        self.let_time_pass();
         // Handlers may have come before what they are for.
         let actions: Vec<_> = self.actions.iter().map(|(key, _)| key).collect();
         for action in actions {

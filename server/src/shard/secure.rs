@@ -151,8 +151,10 @@ impl State {
     /// The time of those whose key was removed is over.
     pub(super) fn time_out_retiring(&mut self, now: Now) {
         while let Some(key) = self.retiring.expire(now.mono) {
-            let open = self.connections.find(key).is_some_and(|connection| connection.phase == Phase::Open);
-            if open {
+            let connection = self.connections.find(key).filter(|connection| connection.phase == Phase::Open);
+            let id = connection.and_then(|connection| Some(connection.channel.as_ref()?.key));
+            // It may have come back meanwhile.
+            if id.is_some_and(|id| self.keys.find(id).is_none()) {
                 let message = "the server does not know this connection's secure key any more";
                 self.refuse_unauthorized(key.conn, &WireError::new(Code::Unauthorized, message), now);
             }

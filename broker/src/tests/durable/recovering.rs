@@ -121,6 +121,31 @@ fn a_name_that_only_looks_random() {
     assert_eq!(logged.broker.open_requests(), 1);
 }
 
+/// What expired while the server was away goes to no handler that came before the log was read, and nobody is told meanwhile
+/// that nothing waits or has died.
+#[test]
+fn what_has_expired_is_for_nobody() {
+    let mut logged = Logged::new(Config::default());
+    let requester = logged.named("r");
+    logged.request(requester, 1, |request| {
+        durable_send(request);
+        request.ttl_ms = 1000;
+    });
+    logged.sync();
+    logged.restart_slowly();
+    logged.pass(Duration::from_secs(2));
+    let handler = logged.handler("sum", 9);
+    for (number, action) in [(1, "$sys.dead"), (2, "$sys.queues")] {
+        logged.request(handler, number, |request| {
+            request.content = Content::from_parts(action.as_bytes(), b"", b"", b"");
+        });
+    }
+    assert_eq!(logged.codes(handler), [(1, Some(Code::Recovering)), (2, Some(Code::Recovering))]);
+    logged.recovered();
+    assert_eq!(logged.deliveries(handler), []);
+    assert_eq!(logged.broker.dead.len(), 1, "it is a dead letter, which nobody has seen");
+}
+
 /// Under `--durable all` everything but broadcasts waits for the log; the server's own actions answer.
 #[test]
 fn all_is_durable() {
