@@ -121,7 +121,7 @@ fn refusals_do_not_flood_the_log() {
     while told < REFUSED {
         let line = server.process.stderr_line("left_out=");
         let left_out = line.split("left_out=").nth(1).unwrap().split_whitespace().next().unwrap();
-        told += left_out.parse::<u64>().unwrap() + u64::from(line.contains("peer="));
+        told += left_out.parse::<u64>().unwrap() + u64::from(line.contains("address="));
     }
     assert_eq!(told, REFUSED);
 }
