@@ -263,11 +263,12 @@ impl Core {
 
     fn cut_when_drained(self: &Rc<Self>, member: MemberId) {
         let core = self.clone();
+        let drain = core.roster.borrow().drain_of(member);
         ring::spawn(async move {
             let _crash = CrashWithMe(core.clone());
             clock::sleep(core.config.drain_timeout).await;
-            let drains = core.roster.borrow().get(member).is_some_and(|member| member.instance.drain);
-            if drains {
+            let same = core.roster.borrow().drain_of(member) == drain;
+            if drain.is_some() && same {
                 core.cut_sessions_of(member);
             }
         });

@@ -69,6 +69,8 @@ pub(crate) struct Member {
     pub(crate) health: Health,
     /// Sessions that it has, those that are being connected too.
     pub(crate) active: usize,
+    /// How often it has begun to drain: the time of one drain is not another's.
+    drains: u32,
     /// It is no instance any more, and stays until its sessions have ended.
     pub(crate) removed: bool,
     pub(crate) tally: Rc<Tally>,
@@ -201,7 +203,16 @@ impl Roster {
 
     /// Begins or ends the draining of an instance. Whether that changes anything.
     pub(crate) fn drain(&mut self, id: MemberId, drain: bool) -> bool {
-        self.get_mut(id).is_some_and(|member| std::mem::replace(&mut member.instance.drain, drain) != drain)
+        self.get_mut(id).is_some_and(|member| {
+            let changes = std::mem::replace(&mut member.instance.drain, drain) != drain;
+            member.drains += u32::from(drain && changes);
+            changes
+        })
+    }
+
+    /// Which drain an instance is in, if it is in one.
+    pub(crate) fn drain_of(&self, id: MemberId) -> Option<u32> {
+        self.get(id).filter(|member| member.instance.drain).map(|member| member.drains)
     }
 
     /// Takes over a new list: those that stay keep their sessions, their health and their place in turn; those that go
@@ -213,6 +224,7 @@ impl Roster {
                 _ if member.removed => {}
                 Some(instance) => {
                     if instance.drain && !member.instance.drain {
+                        member.drains += 1;
                         changes.draining.push(member.id);
                     }
                     member.instance = instance.clone();
@@ -233,6 +245,7 @@ impl Roster {
                     id,
                     identity: identity(&instance.address),
                     instance: instance.clone(),
+                    drains: 0,
                     addresses: Vec::new(),
                     health: Health::default(),
                     active: 0,
@@ -286,6 +299,20 @@ mod tests {
         assert_eq!(pick(&mut roster, &[]).as_deref(), Some("c:1"));
         assert!(roster.resolved(c, Vec::new()));
         assert_eq!(pick(&mut roster, &[]), None);
+    }
+
+    /// One drain is not another: the time of one that was ended does not count for the next.
+    #[test]
+    fn drains_are_told_apart() {
+        let mut roster = roster(&["a:1"]);
+        let a = roster.named("a:1").unwrap();
+        assert_eq!(roster.drain_of(a), None);
+        assert!(roster.drain(a, true) && !roster.drain(a, true));
+        let first = roster.drain_of(a);
+        assert!(first.is_some() && roster.drain(a, false));
+        assert_eq!(roster.drain_of(a), None);
+        assert!(roster.drain(a, true));
+        assert!(roster.drain_of(a).is_some_and(|second| Some(second) != first));
     }
 
     /// A new list keeps what stays as it was, and those that go until their last session has ended.
