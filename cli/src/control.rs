@@ -57,7 +57,7 @@ pub(crate) struct Format {
 enum Queue {
     /// The actions for which something waits
     List,
-    /// The first requests that wait for an action, with the beginning of their data
+    /// The first requests that wait for an action, with the beginning of their data, if that is in memory
     Peek {
         /// The action
         #[arg(value_parser = args::action)]

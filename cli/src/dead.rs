@@ -13,7 +13,7 @@ use crate::{
 const EXAMPLES: &str = "\
 Examples:
   ringpost dead list
-  ringpost dead show 0f3a5c2b9d1e4f60-1a       with all of its data
+  ringpost dead show 0f3a5c2b9d1e4f60-1a       with all of its data, if that is in memory
   ringpost dead resend 0f3a5c2b9d1e4f60-1a     all its attempts again; without an id, all dead letters
   ringpost dead drop 0f3a5c2b9d1e4f60-1a       forgets it; `drop --all` forgets all
 

@@ -10,7 +10,7 @@
 use ringpost_protocol::Code;
 use serde_json::{Value, json};
 
-use super::Refused;
+use super::{Refused, shown};
 use crate::{Broker, slab::Key, state::Request};
 
 const COUNT: u64 = 100;
@@ -77,17 +77,16 @@ impl Broker {
     fn describe_dead(&self, key: Key<Request>, bytes: usize) -> Option<Value> {
         let (request, kept) = (self.requests.get(key)?, self.kept_of(key)?);
         let failure = kept.durable.as_deref()?.failure.as_deref()?;
-        let (content, data) = (&kept.content, kept.content.payload());
         Some(json!({
             "requestId": self.id_of(request),
-            "action": String::from_utf8_lossy(content.name()),
+            "action": String::from_utf8_lossy(kept.content.name()),
             "code": failure.dead.map(Code::text),
             "error": String::from_utf8_lossy(&failure.message),
             "attempts": request.attempt,
             "receivedAt": request.received.wall_ms,
             "diedAt": failure.at_ms,
             "bytes": request.content_bytes,
-            "data": String::from_utf8_lossy(&data[..data.len().min(bytes)]),
+            "data": shown(kept, bytes),
         }))
     }
 }

@@ -17,7 +17,14 @@ use ringpost_protocol::{
     message::{Request as Asked, RequestFlags},
 };
 
-use crate::{Broker, ConnId, Speaks, durable::RECOVERING, slab::Key, state::Session};
+use serde_json::Value;
+
+use crate::{
+    Broker, ConnId, Speaks,
+    durable::RECOVERING,
+    slab::Key,
+    state::{Kept, Session},
+};
 
 mod dead;
 mod lists;
@@ -29,6 +36,15 @@ const KNOWN: &str =
 
 /// Why a control request could not be done: the code and the message of its reply.
 type Refused = (Code, String);
+
+/// The beginning of a request's data; `null` where that is only in the log, for want of room in `--queue-memory`.
+fn shown(kept: &Kept, bytes: usize) -> Value {
+    if kept.durable.as_deref().is_some_and(|durable| durable.payload.is_absent()) {
+        return Value::Null;
+    }
+    let data = kept.content.payload();
+    String::from_utf8_lossy(&data[..data.len().min(bytes)]).into()
+}
 
 impl Broker {
     pub(crate) fn answer_control(

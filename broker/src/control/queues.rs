@@ -10,7 +10,7 @@
 use ringpost_protocol::Code;
 use serde_json::{Value, json};
 
-use super::Refused;
+use super::{Refused, shown};
 use crate::{
     Broker,
     slab::Key,
@@ -80,14 +80,13 @@ impl Broker {
     fn peek(&self, action: Key<Action>, count: usize) -> Value {
         let describe = |key: Key<Request>| {
             let (request, kept) = (self.requests.get(key)?, self.kept_of(key)?);
-            let data = kept.content.payload();
             Some(json!({
                 "requestId": self.id_of(request),
                 "attempts": request.attempt,
                 "ageMs": self.age_ms(request),
                 "timeLeftMs": request.deadline.since(self.now.mono).as_millis() as u64,
                 "bytes": request.content_bytes,
-                "data": String::from_utf8_lossy(&data[..data.len().min(PEEK_BYTES)]),
+                "data": shown(kept, PEEK_BYTES),
             }))
         };
         self.waiting_for(action).take(count).filter_map(describe).collect()

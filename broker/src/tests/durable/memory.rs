@@ -66,6 +66,23 @@ fn a_long_queue_keeps_its_order() {
     assert_eq!((bytes(&logged), logged.broker.requests.len()), ((0, 0), 0));
 }
 
+/// Who looks at a queue sees the data of what is in memory, and of the rest that it is not there, not that it is empty.
+#[test]
+fn a_look_tells_absent_from_empty() {
+    let mut logged = with_memory(4000);
+    let requester = logged.named("r");
+    ask(&mut logged, requester, 200, durable);
+    logged.take(requester);
+    logged.request(requester, 201, |request| {
+        let peek = br#"{"op":"peek","action":"sum","count":200}"#;
+        request.content = Content::from_parts(b"$sys.queues", b"", b"", peek);
+    });
+    let reply = logged.replies(requester).pop().unwrap();
+    let seen: Vec<serde_json::Value> = serde_json::from_slice(reply.content.payload()).unwrap();
+    assert_eq!((seen.len(), seen[0]["data"].as_str()), (100, Some(&*data(1))));
+    assert!(seen[99]["data"].is_null() && seen.iter().all(|it| it["data"] != ""), "{}", seen[99]);
+}
+
 /// After a restart no more is held than before, and all of it is there.
 #[test]
 fn a_restart_holds_no_more() {
