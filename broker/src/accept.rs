@@ -13,6 +13,7 @@ use ringpost_protocol::{
 use crate::{
     Broker, ConnId, Speaks,
     broker::Drain,
+    dispatch::no_handler,
     durable::Gate,
     slab::Key,
     state::{Action, Kept, LegState, Request, RequestState, Session, Timer},
@@ -53,7 +54,8 @@ impl Broker {
         };
         session.next_number = next_number;
         let behind = !session.unstable.is_empty();
-        if self.config.durable_all && asked.becomes_durable() {
+        let from_peer = || self.is_from_peer(session_key);
+        if self.config.durable_all && asked.becomes_durable() && !from_peer() {
             asked.flags = asked.flags.with(RequestFlags::DURABLE).with(RequestFlags::MADE_DURABLE);
         }
         match self.admit(limited.then_some(conn), asked) {
@@ -125,8 +127,10 @@ impl Broker {
         }
         let Some(action) = self.actions.get(action_key) else { return };
         if action.handlers.is_empty() {
-            let message = no_handler(&String::from_utf8_lossy(&action.name));
-            return self.refuse(conn, session_key, asked, Code::NoHandler, message);
+            let broadcast = asked.flags.has(RequestFlags::BROADCAST);
+            if let Some(message) = self.forbids_far(action_key, session_key, broadcast) {
+                return self.refuse(conn, session_key, asked, Code::NoHandler, message);
+            }
         }
         let broadcast = asked.flags.has(RequestFlags::BROADCAST);
         let at_once = !broadcast
@@ -134,7 +138,11 @@ impl Broker {
             && action.queue.waiting == 0
             && !action.ready.is_empty()
             && self.may_dispatch();
-        if !(at_once || broadcast)
+        // Only where no handler of this server can take it.
+        let far = (!at_once && !broadcast && !behind && action.far.is_some() && action.queue.waiting == 0)
+            .then(|| self.far_turn(action_key, session_key).filter(|_| self.may_dispatch()))
+            .flatten();
+        if !(at_once || broadcast || far.is_some())
             && let Some(message) = self.over_queue_limit(action_key, asked.content.len())
         {
             return self.refuse(conn, session_key, asked, Code::Overloaded, message);
@@ -186,6 +194,8 @@ impl Broker {
             self.counters.broadcasts += 1;
             self.keep(key, content);
             self.start_broadcast(key);
+        } else if let Some(handler) = far {
+            self.forward(key, handler, Some(content));
         } else {
             self.keep(key, content);
             self.enqueue(action_key, key, false);
@@ -419,8 +429,4 @@ enum Refusal {
     /// It is one of the server's own actions.
     Internal,
     Error(Code, String),
-}
-
-fn no_handler(action: &str) -> String {
-    format!("nobody handles `{action}` now: start a handler for it, or check the name")
 }

@@ -12,7 +12,7 @@ use ringpost_protocol::{
 };
 
 use crate::{
-    CloseReason, Config, ConnId, Counters, Input, Output,
+    CloseReason, Config, ConnId, Counters, Input, LinkReport, Output,
     durable::{Formers, Journal, PayloadBytes},
     log::Writer,
     receivers::Receivers,
@@ -55,6 +55,10 @@ pub struct Broker {
     pub(crate) journal: Option<Journal>,
     pub(crate) timers: Wheel<Timer>,
     pub(crate) receivers: Receivers,
+    /// Connections that are links to other servers.
+    pub(crate) peers: Vec<ConnId>,
+    /// What the driver last said of the links that it dials.
+    pub(crate) links: BTreeMap<ConnId, LinkReport>,
     /// Actions with work that waits for the dispatch interval, in turn.
     pub(crate) paced: VecDeque<Key<Action>>,
     /// What outcomes that are kept are copied into, so that they do not pin the buffers they came in.
@@ -115,6 +119,8 @@ impl Broker {
             journal: None,
             timers: Wheel::new(),
             receivers: Receivers::default(),
+            peers: Vec::new(),
+            links: BTreeMap::new(),
             paced: VecDeque::new(),
             chunk: BytesMut::new(),
             detached: 0,
@@ -174,6 +180,9 @@ impl Broker {
                 self.heard(*conn);
             }
             Input::Refused { cause } => self.counters.count(*cause),
+            Input::Link { conn, report } => {
+                self.links.insert(*conn, std::mem::take(report));
+            }
             Input::Logged => self.logged(),
             Input::Read { id, result } => self.read_done(*id, result),
             Input::Drain { grace_ms } => self.start_drain(*grace_ms),

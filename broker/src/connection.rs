@@ -16,6 +16,9 @@ use crate::{
     state::{Connection, Handler, Request, RequestState, Timer},
 };
 
+/// A peer may register so many times what a client may.
+const CLIENTS_OF_A_PEER: usize = 64;
+
 impl Broker {
     pub(crate) fn opened(&mut self, conn: ConnId, speaks: Speaks, identity: &mut Identity) {
         self.counters.connections_opened += 1;
@@ -28,6 +31,7 @@ impl Broker {
             speaks,
             address: identity.address.take(),
             granted: Granted::new(identity.permissions.take()),
+            peer: None,
             count: self.counters.connections_opened,
             session: None,
             handlers: Vec::new(),
@@ -71,6 +75,10 @@ impl Broker {
             self.refuse_connection(conn, Code::SessionTaken, message);
             return self.end_connection(conn);
         }
+        if let Some((code, message)) = self.refuses_peer(conn, hello) {
+            self.refuse_connection(conn, code, message);
+            return self.end_connection(conn);
+        }
         let Entry { epoch, tenure, next_number } = self.enter_session(conn, &hello.session, hello.speaker);
         let welcome = Welcome {
             server_id: self.config.server_id.clone().into(),
@@ -80,13 +88,20 @@ impl Broker {
             next_number,
             max_payload: self.config.max_payload,
             ping_interval_ms: u32::try_from(self.config.ping_interval.as_millis()).unwrap_or(u32::MAX),
-            durable_all: self.config.durable_all,
+            // What comes from a peer was made durable there, or not.
+            durable_all: self.config.durable_all && hello.peer.is_none(),
             headers: Default::default(),
         };
         self.send(conn, ServerMessage::Welcome(welcome));
-        let timer = self.timers.insert(self.now.mono + self.config.ping_interval, Timer::Liveness(conn));
-        if let Some(connection) = self.connection_mut(conn) {
-            connection.liveness = Some(timer);
+        // On a link of its own the driver speaks itself, and knows whether the peer is there.
+        if !self.links.contains_key(&conn) {
+            let timer = self.timers.insert(self.now.mono + self.config.ping_interval, Timer::Liveness(conn));
+            if let Some(connection) = self.connection_mut(conn) {
+                connection.liveness = Some(timer);
+            }
+        }
+        if let Some(server_id) = &hello.peer {
+            self.peer_is_there(conn, server_id, hello.speaker);
         }
         if hello.watch_receivers {
             self.watch_receivers(conn, true);
@@ -135,7 +150,10 @@ impl Broker {
             return self.send(conn, report(Code::Draining, message));
         }
         let registered = self.connection(conn).map_or(0, |connection| connection.handlers.len());
-        if registered >= self.config.max_actions || self.handlers.is_full() {
+        // A peer's registrations are those of all its clients.
+        let most =
+            self.config.max_actions.saturating_mul(if self.is_peer(conn) { CLIENTS_OF_A_PEER } else { 1 });
+        if registered >= most || self.handlers.is_full() {
             self.counters.refused_registrations += 1;
             let message = format!(
                 "this connection has {registered} registrations: no more are allowed (the server's --max-actions)"
@@ -231,6 +249,7 @@ impl Broker {
 
     fn end_what_it_had(&mut self, conn: ConnId) {
         self.receivers.watchers.remove(&conn);
+        self.peer_is_gone(conn);
         let Some(connection) = self.connection_mut(conn) else { return };
         connection.receivers_seen = None;
         let (session, liveness) = (connection.session.take(), connection.liveness.take());
@@ -360,8 +379,15 @@ impl Broker {
         self.drain = Drain::Asked;
         // Nobody can come back here any more.
         self.forget_detached_sessions();
+        // Peers first: they send nothing more that a client could have had elsewhere.
+        for conn in self.peers.clone() {
+            self.send_goaway(conn, grace_ms);
+        }
         for index in 0..self.connections.len() {
-            self.send_goaway(ConnId(index as u32), grace_ms);
+            let conn = ConnId(index as u32);
+            if !self.is_peer(conn) {
+                self.send_goaway(conn, grace_ms);
+            }
         }
     }
 

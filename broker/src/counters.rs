@@ -27,6 +27,10 @@ counters! {
     deliveries: "deliveries",
     /// Deliveries beyond a request's first.
     redeliveries: "redeliveries",
+    /// Of the deliveries, those to handlers of peers.
+    forwarded: "forwarded",
+    /// Of these, those that the peer did not run: others were asked.
+    declined: "declined",
     /// Replies with data that reached the core in time.
     replies: "replies",
     /// Errors that handlers answered with.

@@ -48,7 +48,7 @@ impl Broker {
         }
     }
 
-    fn deliver_content(&mut self, key: Key<Request>, handler: Key<Handler>, content: Content) {
+    pub(crate) fn deliver_content(&mut self, key: Key<Request>, handler: Key<Handler>, content: Content) {
         if let Some(delivery) = self.hold(key, handler, 0, true) {
             self.send_delivery(key, handler, delivery, content);
         }
@@ -226,7 +226,15 @@ impl Broker {
                 self.counters.replies += 1;
                 None
             }
-            Verdict::Error | Verdict::Retry(_) | Verdict::Reject => {
+            // From a peer: what became of it there. From anybody else it is an error like others.
+            Verdict::Failed(code) | Verdict::Declined(code) if self.is_peer(conn) => {
+                return self.settle_far(delivery, answer.verdict, code, content);
+            }
+            Verdict::Error
+            | Verdict::Retry(_)
+            | Verdict::Reject
+            | Verdict::Failed(_)
+            | Verdict::Declined(_) => {
                 self.counters.handler_errors += 1;
                 Some(Code::Remote)
             }
@@ -255,6 +263,21 @@ impl Broker {
             self.decide(delivery.request, code, content, Some(answered));
         } else {
             self.end_plain(delivery.request, code, content, true);
+        }
+    }
+
+    /// What a peer says of a request that it did not get an answer to.
+    #[cold]
+    fn settle_far(&mut self, delivery: &Delivery, verdict: Verdict, code: Code, content: Content) {
+        let plain =
+            |request: &Request| matches!(request.state, RequestState::Delivered(_)) && !request.is_durable();
+        if !self.requests.get(delivery.request).is_some_and(plain) {
+            return self.end_with_content(delivery.request, code, content);
+        }
+        match (verdict, code) {
+            (Verdict::Declined(_), _) => self.declined(delivery.request, delivery.handler, code, content),
+            (_, Code::HandlerLost) => self.lost_at_peer(delivery.request, content),
+            _ => self.end_with_content(delivery.request, code, content),
         }
     }
 
@@ -370,6 +393,13 @@ impl Broker {
             }
             None => {}
         }
+    }
+
+    /// Ends a request with an error that somebody else has put into words.
+    pub(crate) fn end_with_content(&mut self, key: Key<Request>, code: Code, content: Content) {
+        // The name of an error's content is the handler's own code: a peer's words have none.
+        let content = Content::from_payload(content.payload_bytes());
+        self.end(key, Some(code), content, false);
     }
 
     /// Ends a request: its one outcome goes to the requester.

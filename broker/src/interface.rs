@@ -8,7 +8,7 @@ use ringpost_protocol::{
     message::{ClientMessage, ServerMessage},
 };
 
-use crate::{Identity, log::SegmentNumber};
+use crate::{Identity, LinkReport, log::SegmentNumber};
 
 /// A connection, as the driver numbers it. A number may be used again once its [`Input::Closed`] was handled and all
 /// outputs were taken that waited then.
@@ -93,6 +93,14 @@ pub enum Input {
         /// Why.
         cause: RefusalCause,
     },
+    /// A link that the driver dials has got into another state, also before it is there: for `$sys.peers`, and to tell it
+    /// from links that others have dialled.
+    Link {
+        /// The connection's number that is kept for it.
+        conn: ConnId,
+        /// What there is to say of it.
+        report: Box<LinkReport>,
+    },
     /// The log has got further, or failed: see [`Broker::log`](crate::Broker::log).
     Logged,
     /// What [`Output::Read`] asked for.
@@ -162,6 +170,9 @@ pub enum Output {
     /// What had been accepted cannot be read back from the log: the disk has damaged it. Its requester is told; people have to
     /// be, too.
     Unreadable(Unreadable),
+    /// A link to another server has come or gone: look again which of those that the driver dials are wanted, by
+    /// [`Broker::has_dialling_peer`](crate::Broker::has_dialling_peer).
+    PeersChanged,
     /// After [`Input::Drain`]: nothing is open any more.
     Drained,
 }

@@ -8,7 +8,7 @@ use crate::{
     durable::{Durable, Payload, PayloadBytes},
     session::MAX_FORMER,
     slab::Key,
-    state::{Connection, Kept, LegState, Request, RequestState},
+    state::{Action, Connection, Kept, LegState, Request, RequestState},
 };
 
 impl Broker {
@@ -131,6 +131,9 @@ impl Broker {
         }
         let away = self.sessions.iter().filter(|(_, session)| session.conn.is_none()).count();
         assert_eq!(away, self.detached, "sessions away");
+        for conn in &self.peers {
+            assert!(self.is_peer(*conn), "{conn} is a link");
+        }
         let with_session = |connection: &&Connection| connection.session.is_some();
         let attached = self.connections.iter().flatten().filter(with_session).count();
         assert_eq!(attached + away, self.sessions.len(), "a session each");
@@ -226,9 +229,10 @@ impl Broker {
     fn check_actions(&self) {
         for (key, action) in self.actions.iter() {
             assert!(
-                !action.handlers.is_empty() || action.queue.waiting > 0,
+                !action.handlers.is_empty() || action.queue.waiting > 0 || action.far.is_some(),
                 "an action has handlers, or something waits for them"
             );
+            self.check_far(key, action);
             for (joined, handler) in &action.handlers {
                 let known = self.handlers.get(*handler);
                 assert!(
@@ -238,7 +242,8 @@ impl Broker {
                     "{handler:?} handles its action"
                 );
             }
-            assert_eq!(self.action_by_name.get(&action.name), Some(&key), "an action is found by its name");
+            let named = action.near.unwrap_or(key);
+            assert_eq!(self.action_by_name.get(&action.name), Some(&named), "an action is found by its name");
             let mut waiting: Vec<_> = action
                 .queue
                 .line
@@ -265,6 +270,27 @@ impl Broker {
             let read = first.is_some_and(|first| self.payload_of(*first) == Payload::Reading);
             let idle = action.queue.waiting > 0 && !action.ready.is_empty();
             assert!(!idle || action.paced || read, "nothing waits while a handler has credit");
+        }
+    }
+
+    /// Handlers of peers are in an action of their own, which takes what may go there, and in which nothing waits.
+    fn check_far(&self, key: Key<Action>, action: &Action) {
+        for handler in action.handlers.values().filter_map(|handler| self.handlers.get(*handler)) {
+            assert_eq!(self.is_peer(handler.conn), action.near.is_some(), "handlers of peers stand apart");
+        }
+        if let Some(near) = action.near {
+            let far = self.actions.get(near).and_then(|near| near.far.as_ref());
+            assert_eq!(far.map(|far| far.action), Some(key), "it hangs at another");
+            assert!(!action.handlers.is_empty() && action.queue.waiting == 0 && action.far.is_none());
+        }
+        let Some(far) = &action.far else { return };
+        let ready = self.actions.get(far.action).is_some_and(|far| !far.ready.is_empty());
+        let waits =
+            |request: &Request| request.is_queued() && request.action == key && self.may_go_far(request);
+        let eligible = self.requests.iter().filter(|(_, request)| waits(request)).map(|(request, _)| request);
+        for request in eligible {
+            assert!(!ready || action.paced, "{request:?} waits while a peer has credit");
+            assert!(far.line.contains(&request), "{request:?} stands in line for peers");
         }
     }
 }

@@ -30,6 +30,7 @@
 //! | [`Broker`] (`broker`) | the entry points, and the order in which things are done |
 //! | `connection` | who is connected, and what they register |
 //! | `permissions` | what a connection may handle, ask, and know |
+//! | `peers` | links to other servers |
 //! | `session` | a client across its connections: what is open, which outcomes are kept for it |
 //! | `accept` | the checks and defaults that turn a client's request into a living one |
 //! | `dispatch` | actions, their handlers and queues: who gets the next request |
@@ -56,6 +57,7 @@ mod durable;
 mod interface;
 mod invariants;
 pub mod log;
+mod peers;
 mod permissions;
 mod receivers;
 mod session;
@@ -72,5 +74,6 @@ pub use config::{Config, Policy};
 pub use counters::Counters;
 pub use durable::Restore;
 pub use interface::{CloseReason, ConnId, Input, Output, Read, ReadId, RefusalCause, Speaks, Unreadable};
+pub use peers::{LinkReport, LinkState};
 pub use permissions::{Allowed, BadPattern, Identity, Names, Permissions};
 pub use ringpost_protocol::secure::Role;

@@ -22,6 +22,8 @@ pub(crate) struct Receivers {
     version: u64,
     /// All names in this version, sorted, once somebody wanted a list.
     names: Option<Vec<Bytes>>,
+    /// Of these, those of actions that have handlers of this server: once a peer wanted a list.
+    own_names: Option<Vec<Bytes>>,
     /// The lists that somebody has been told, one for each set of permissions.
     pub(crate) lists: Vec<List>,
     pub(crate) watchers: BTreeSet<ConnId>,
@@ -34,6 +36,8 @@ pub(crate) struct Receivers {
 pub(crate) struct List {
     /// `None`: those who may request everything.
     permissions: Option<Arc<Permissions>>,
+    /// For peers: without what only peers handle.
+    own: bool,
     text: Bytes,
     /// The version that it was made in, and the first one in which it was the same.
     made: u64,
@@ -41,7 +45,10 @@ pub(crate) struct List {
 }
 
 impl List {
-    fn is_for(&self, permissions: Option<&Arc<Permissions>>) -> bool {
+    fn is_for(&self, permissions: Option<&Arc<Permissions>>, own: bool) -> bool {
+        if self.own != own {
+            return false;
+        }
         match (&self.permissions, permissions) {
             (Some(its), Some(theirs)) => Arc::ptr_eq(its, theirs) || its.request == theirs.request,
             (None, None) => true,
@@ -53,7 +60,7 @@ impl List {
 impl Broker {
     pub(crate) fn receivers_changed(&mut self) {
         self.receivers.version += 1;
-        self.receivers.names = None;
+        (self.receivers.names, self.receivers.own_names) = (None, None);
         self.plan_receivers();
     }
 
@@ -89,8 +96,8 @@ impl Broker {
                 continue;
             };
             let Some(seen) = connection.receivers_seen.filter(|seen| *seen != version) else { continue };
-            let permissions = connection.granted.request_list().cloned();
-            let list = self.list_for(permissions.as_ref());
+            let (permissions, own) = (connection.granted.request_list().cloned(), connection.peer.is_some());
+            let list = self.list_for(permissions.as_ref(), own);
             // Also `u64::MAX`, of those who have not seen any.
             let unaware = seen < list.since || seen > version;
             let text = list.text.clone();
@@ -116,33 +123,36 @@ impl Broker {
     pub(crate) fn receivers_for(&mut self, conn: ConnId) -> Bytes {
         let permissions =
             self.connection(conn).and_then(|connection| connection.granted.request_list()).cloned();
-        self.list_for(permissions.as_ref()).text.clone()
+        self.list_for(permissions.as_ref(), self.is_peer(conn)).text.clone()
     }
 
     /// The list of those permissions, in the present version.
-    fn list_for(&mut self, permissions: Option<&Arc<Permissions>>) -> &List {
+    fn list_for(&mut self, permissions: Option<&Arc<Permissions>>, own: bool) -> &List {
         let version = self.receivers.version;
-        let known = self.receivers.lists.iter().position(|list| list.is_for(permissions));
+        let known = self.receivers.lists.iter().position(|list| list.is_for(permissions, own));
         let index = known.unwrap_or(self.receivers.lists.len());
         if known.is_none_or(|index| self.receivers.lists[index].made != version) {
-            let text = self.receivers_text(permissions.map(Arc::as_ref));
+            let text = self.receivers_text(permissions.map(Arc::as_ref), own);
             let permissions = permissions.cloned();
             match self.receivers.lists.get_mut(index) {
                 Some(list) if list.text == text => list.made = version,
-                Some(list) => *list = List { permissions, text, made: version, since: version },
+                Some(list) => *list = List { permissions, own, text, made: version, since: version },
                 None => {
-                    self.receivers.lists.push(List { permissions, text, made: version, since: version });
+                    self.receivers.lists.push(List { permissions, own, text, made: version, since: version });
                 }
             }
         }
         &self.receivers.lists[index]
     }
 
-    fn receivers_text(&mut self, permissions: Option<&Permissions>) -> Bytes {
+    fn receivers_text(&mut self, permissions: Option<&Permissions>, own: bool) -> Bytes {
         #[cfg(feature = "planted-bugs")]
         let permissions = permissions.filter(|_| !self.config.is_planted(crate::PlantedBug::ReceiversShown));
-        let names = self.receivers.names.take().unwrap_or_else(|| {
-            let handled = self.actions.iter().filter(|(_, action)| !action.handlers.is_empty());
+        let known = if own { &mut self.receivers.own_names } else { &mut self.receivers.names };
+        let names = known.take().unwrap_or_else(|| {
+            let named = self.actions.iter().filter(|(_, action)| action.near.is_none());
+            let handled =
+                named.filter(|(_, action)| !action.handlers.is_empty() || !own && action.far.is_some());
             let mut names: Vec<_> = handled.map(|(_, action)| action.name.clone()).collect();
             names.sort_unstable();
             names
@@ -156,7 +166,7 @@ impl Broker {
             json::write_string(name, &mut text);
         }
         text.push(b']');
-        self.receivers.names = Some(names);
+        *(if own { &mut self.receivers.own_names } else { &mut self.receivers.names }) = Some(names);
         Bytes::from(text)
     }
 }

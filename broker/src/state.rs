@@ -22,7 +22,13 @@ use ringpost_protocol::{
 };
 
 use crate::{
-    ConnId, Speaks, dispatch::Ready, durable::Durable, permissions::Granted, session::Outcomes, slab::Key,
+    ConnId, Speaks,
+    dispatch::{Far, Ready},
+    durable::Durable,
+    peers::Peer,
+    permissions::Granted,
+    session::Outcomes,
+    slab::Key,
 };
 
 /// Tables keyed from outside are hashed with a seed that nobody outside knows.
@@ -33,6 +39,8 @@ pub(crate) struct Connection {
     pub(crate) speaks: Speaks,
     pub(crate) address: Option<Box<SocketAddr>>,
     pub(crate) granted: Granted,
+    /// Of a link to another server: see [`crate::peers`].
+    pub(crate) peer: Option<Box<Peer>>,
     /// The how-manieth it is. Its number is another's once it is closed; this is not.
     pub(crate) count: u64,
     /// There from the start in JSON, from the hello on in binary.
@@ -109,6 +117,10 @@ pub(crate) struct Action {
     pub(crate) queue: Queue,
     /// It stands in the line of actions that wait for the dispatch interval.
     pub(crate) paced: bool,
+    /// Handlers of peers, if there are any.
+    pub(crate) far: Option<Box<Far>>,
+    /// Of an action that is for handlers of peers: the one that its name leads to, where requests wait.
+    pub(crate) near: Option<Key<Action>>,
 }
 
 /// Requests that wait for credit. A request that ends while it waits leaves its key behind; such keys are skipped, and
@@ -174,6 +186,8 @@ pub(crate) struct Request {
 pub(crate) struct Kept {
     pub(crate) tag: Tag,
     pub(crate) durable: Option<Box<Durable>>,
+    /// Handlers of peers that have declined it.
+    pub(crate) declined: Vec<Key<Handler>>,
     /// Empty once it went to the last handler that it can go to.
     pub(crate) content: Content,
 }

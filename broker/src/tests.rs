@@ -5,6 +5,7 @@ mod control;
 mod corners;
 mod durable;
 mod json;
+mod peers;
 mod permissions;
 mod promises;
 mod sessions;
@@ -29,6 +30,7 @@ struct Stage {
     sent: Vec<(ConnId, ServerMessage)>,
     closed: Vec<(ConnId, CloseReason)>,
     drained: bool,
+    peers_changed: u32,
     full: Vec<ConnId>,
     /// What it asked of the log's disk, and what it could not read there.
     reads: VecDeque<Read>,
@@ -52,6 +54,7 @@ impl Stage {
             sent: Vec::new(),
             closed: Vec::new(),
             drained: false,
+            peers_changed: 0,
             full: Vec::new(),
             reads: VecDeque::new(),
             unreadable: Vec::new(),
@@ -73,6 +76,7 @@ impl Stage {
                 Output::Full { conn } => self.full.push(conn),
                 Output::Read(read) => self.reads.push_back(read),
                 Output::Unreadable(what) => self.unreadable.push(what),
+                Output::PeersChanged => self.peers_changed += 1,
                 Output::Drained => self.drained = true,
             }
         }

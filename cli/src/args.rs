@@ -13,7 +13,7 @@ use ringpost_server::units;
 
 use crate::{
     balance, bench, client::ServerArgs, control, dead, demo, doctor, handle, keygen, log, logs::LogArgs,
-    receivers, request, send, serve, stats,
+    receivers, request, send, serve, stats, topology,
 };
 
 const EXAMPLES: &str = "\
@@ -139,6 +139,7 @@ pub(crate) enum Command {
     Receivers(receivers::ReceiversArgs),
     Stats(stats::StatsArgs),
     Actions(control::ActionsArgs),
+    Topology(topology::TopologyArgs),
     Connections(control::ConnectionsArgs),
     Queue(control::QueueArgs),
     Log(log::LogFilesArgs),
@@ -218,6 +219,7 @@ mod tests {
             "ringpost receivers --watch --json",
             "ringpost stats --json",
             "ringpost actions",
+            "ringpost topology",
             "ringpost connections --json",
             "ringpost queue list",
             "ringpost queue peek a --count 5",

@@ -29,6 +29,7 @@ mod send;
 mod serve;
 mod signals;
 mod stats;
+mod topology;
 
 use std::{
     ffi::OsString,
@@ -106,6 +107,7 @@ fn run(cli: &Cli, matches: &ArgMatches) -> Outcome {
         Command::Receivers(args) => receivers::run(args, server),
         Command::Stats(args) => stats::run(args, server),
         Command::Actions(args) => control::actions(args, server),
+        Command::Topology(args) => topology::run(args, server),
         Command::Connections(args) => control::connections(args, server),
         Command::Queue(args) => control::queue(args, server),
         Command::Dead(args) => dead::run(args, server),

@@ -9,7 +9,7 @@ use clap::{
 };
 use ringpost_protocol::secure::Role;
 use ringpost_server::{
-    Config, ConfigError, Dispatch, Durable, KeyFile, Listen, Network, Server, Sync, parse_listens,
+    Config, ConfigError, Dispatch, Durable, KeyFile, Listen, Network, Peer, Server, Sync, parse_listens,
 };
 
 use crate::{
@@ -27,6 +27,7 @@ Examples:
   ringpost serve --listen 10.0.0.5:8888,plain            open to all who can reach it, and meant
   ringpost serve --listen 10.0.0.5:8888 --proxy-from 10.0.0.9
   ringpost serve --config ringpost.toml --max-payload 1MiB
+  ringpost serve --id server_1 --listen 127.0.0.1:8887 --peer 127.0.0.1:8886,action=server_1
 
 For each address a line `listening on ADDRESS:PORT` is printed to standard output when clients \
 can connect. Logs go to standard error.
@@ -87,6 +88,20 @@ pub(crate) struct ServeArgs {
         global = false
     )]
     secure_key_file: Vec<KeyFile>,
+
+    /// Another server to work with: requests that nobody here can take go to its handlers, and the other way round. May be
+    /// given several times (several in the variable: with `;` between them). `action`: a name under which the link answers there
+    #[arg(
+        long,
+        value_name = "HOST:PORT[,key-file=FILE][,action=NAME]",
+        env = "RINGPOST_PEER",
+        value_delimiter = ';'
+    )]
+    peer: Vec<Peer>,
+
+    /// Requests at once that go to a peer, or come from it, for each action [default: 256]
+    #[arg(long, value_name = "N", env = "RINGPOST_PEER_CREDIT")]
+    peer_credit: Option<u32>,
 
     /// How a handler is chosen: one after the other, or the one that holds the fewest requests [default: round-robin]
     #[arg(
@@ -275,6 +290,8 @@ impl ServeArgs {
             &mut config.proxy_from,
             Some(self.proxy_from.clone()).filter(|networks| !networks.is_empty()),
         );
+        replace(&mut config.peers, Some(self.peer.clone()).filter(|peers| !peers.is_empty()));
+        replace(&mut config.peer_credit, self.peer_credit);
         replace(&mut config.dispatch, self.dispatch);
         replace(&mut config.dispatch_interval, self.dispatch_interval);
         replace(&mut config.max_payload, self.max_payload);

@@ -121,6 +121,7 @@ impl Client {
             session: self.config.session.clone(),
             speaker: Speaker { instance: self.config.instance, connection: self.link.connection },
             watch_receivers: self.config.watch_receivers,
+            peer: self.config.peer.clone(),
             headers: self.config.headers.clone(),
         }));
     }
@@ -369,6 +370,13 @@ impl Client {
             self.acknowledge(now);
         }
         taken
+    }
+
+    /// Asks to be told the receivers once more, whether or not they change.
+    pub fn ask_receivers(&mut self) {
+        if self.config.watch_receivers && self.link.phase == Phase::Ready {
+            self.say(ClientMessage::WatchReceivers(true));
+        }
     }
 
     /// Whether to be told the receivers, now and on change.

@@ -16,6 +16,8 @@ pub struct ClientConfig {
     pub instance: u64,
     /// Facts about the client for the hello, encoded headers.
     pub headers: Bytes,
+    /// The own name of the server that this client is a part of: it comes as a peer. `None` for everybody else.
+    pub peer: Option<Bytes>,
     /// Whether to be told the receivers from the start.
     pub watch_receivers: bool,
     /// Whether to connect again when a connection is lost.
@@ -36,6 +38,9 @@ pub struct ClientConfig {
     pub timeout_grace: Duration,
     /// How many requests may wait for a connection.
     pub max_pending: usize,
+    /// Whether what a leaving server did not take waits for the next one. `false`: it ends with that server's `draining`,
+    /// for somebody who has others to ask.
+    pub hold_back: bool,
     /// How many outcomes that the broker kept for an earlier process under this session's name may wait to be
     /// [claimed](crate::Client::claim). 0: they are not wanted, and the broker lets go of them.
     pub max_unclaimed: usize,
@@ -47,6 +52,7 @@ impl Default for ClientConfig {
             session: Bytes::new(),
             instance: 0,
             headers: Bytes::new(),
+            peer: None,
             watch_receivers: false,
             reconnect: true,
             retry_initial: true,
@@ -57,6 +63,7 @@ impl Default for ClientConfig {
             default_request_timeout: DEFAULT_TIMEOUT,
             timeout_grace: Duration::from_millis(500),
             max_pending: 65_536,
+            hold_back: true,
             max_unclaimed: 0,
         }
     }

@@ -11,8 +11,11 @@ use std::{
 
 use bytes::{BufMut, BytesMut};
 use io_uring::{opcode, types::Fd};
-use rustix::net::{RecvFlags, SendFlags};
-use socket2::{SockRef, TcpKeepalive};
+use rustix::{
+    event::PollFlags,
+    net::{RecvFlags, SendFlags},
+};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::operation::submit;
 
@@ -44,6 +47,45 @@ impl Stream {
 
     pub(crate) fn into_socket(self) -> Rc<OwnedFd> {
         self.socket
+    }
+
+    /// Begins to connect. [`Stream::connected`] says how that goes; until then nothing else may be done with it.
+    ///
+    /// # Errors
+    /// What socket(2) or connect(2) says at once: no descriptor, no route.
+    pub fn connect(address: SocketAddr) -> io::Result<Self> {
+        let kind = Type::STREAM.nonblocking();
+        let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
+        match socket.connect(&address.into()) {
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {}
+            outcome => outcome?,
+        }
+        Ok(Self::new(socket.into()))
+    }
+
+    /// Waits until a connection that was begun is there. Where that takes too long, [`Stream::abort`] ends it.
+    ///
+    /// # Errors
+    /// What connect(2) says.
+    #[allow(unsafe_code, reason = "the socket is lent")]
+    pub async fn connected(&self) -> io::Result<()> {
+        let entry =
+            opcode::PollAdd::new(Fd(self.socket.as_raw_fd()), u32::from(PollFlags::OUT.bits())).build();
+        // SAFETY: the entry has no pointer, and its socket is lent.
+        unsafe { submit(self.socket.clone(), entry) }.await.0?;
+        SockRef::from(&*self.socket).take_error()?.map_or(Ok(()), Err)?;
+        // The address without a family, of an abort, leaves no error behind.
+        self.peer_addr()?;
+        // From here on the ring waits by itself, which it does for sockets only that would block.
+        Ok(rustix::io::ioctl_fionbio(&*self.socket, false)?)
+    }
+
+    /// Gives up a connection that was only begun; one that is there ends by a reset. What is pending on it completes.
+    ///
+    /// # Errors
+    /// What connect(2) says of an address without a family, which is how this is said.
+    pub fn abort(&self) -> io::Result<()> {
+        Ok(rustix::net::connect_unspec(&*self.socket)?)
     }
 
     /// Reads into the buffer's spare capacity, behind what is in it. `Ok(0)`: the peer has ended its half.

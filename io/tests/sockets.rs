@@ -164,3 +164,32 @@ async fn connected() -> (Stream, TcpStream) {
     let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     (listener.accept().await.unwrap(), client)
 }
+
+/// A connection that is begun comes to something, or to the reason why not; one that nobody answers can be given up.
+#[test]
+fn connects_or_says_why_not() {
+    on_a_ring(async {
+        let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        listener.bind(&loopback().into()).unwrap();
+        // One connection may wait to be accepted; the next one's packets are dropped.
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap().as_socket().unwrap();
+        let one = Stream::connect(address).unwrap();
+        one.connected().await.unwrap();
+        assert_eq!(one.peer_addr().unwrap(), address);
+        one.write_all(b"hello".to_vec()).await.0.unwrap();
+        let waits = Stream::connect(address).unwrap();
+        let waiting = waits.clone();
+        let task = ring::spawn(async move { waiting.connected().await });
+        ring::give_way().await;
+        waits.abort().unwrap();
+        task.join().await.unwrap().unwrap_err();
+        drop(listener);
+        // The system may say it at once, or a moment later.
+        let refused = match Stream::connect(address) {
+            Ok(stream) => stream.connected().await,
+            Err(error) => Err(error),
+        };
+        assert_eq!(refused.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    });
+}

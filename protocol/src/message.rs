@@ -78,6 +78,8 @@ pub struct Hello {
     pub speaker: Speaker,
     /// Whether it wants to be told the receivers, now and on change.
     pub watch_receivers: bool,
+    /// The server's own name, of a server that comes as a peer; `None` for an ordinary client.
+    pub peer: Option<Bytes>,
     /// Free-form facts about the client (`client`, `version`), encoded headers.
     pub headers: Bytes,
 }
@@ -182,6 +184,11 @@ pub enum Verdict {
     Retry(u32),
     /// Durable only: never try this one again.
     Reject,
+    /// From a peer: the request ended there with this code, which is not its handler's own error. The payload is the
+    /// message.
+    Failed(Code),
+    /// From a peer: the request has not run there, and will not, for this reason. The payload is the message.
+    Declined(Code),
 }
 
 /// A handler's answer.

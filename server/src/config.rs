@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use ringpost_protocol::secure::{Role, SecureKey};
 
-use crate::{Listen, ListenerKind, Network, key_config::KeyConfig, keys::KeyFile, units};
+use crate::{Listen, ListenerKind, Network, Peer, key_config::KeyConfig, keys::KeyFile, units};
 
 /// How the next handler of an action is chosen among those that have credit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -133,6 +133,11 @@ pub struct Config {
     /// Secure keys that are in no file. They stay as long as the server runs.
     #[serde(skip)]
     pub secure_keys: Vec<(SecureKey, Role)>,
+    /// Servers to work with: in a file a table `[[peer]]`. Default: none.
+    #[serde(rename = "peer")]
+    pub peers: Vec<Peer>,
+    /// Requests at once that go to a peer, or come from it, for each action. Default 256.
+    pub peer_credit: u32,
     /// Networks of balancers: connections from them begin with a header of the PROXY protocol, version 2, and count as
     /// coming from the address that it names. Default: none.
     pub proxy_from: Vec<Network>,
@@ -247,6 +252,8 @@ impl Default for Config {
             keys: Vec::new(),
             secure_key_file: Vec::new(),
             secure_keys: Vec::new(),
+            peers: Vec::new(),
+            peer_credit: 256,
             proxy_from: Vec::new(),
             dispatch: Dispatch::default(),
             dispatch_interval: broker.dispatch_interval,
@@ -404,6 +411,11 @@ impl Config {
             ("max-unauthenticated-per-address", self.max_unauthenticated_per_address),
         ] {
             check(key, value, value > 0, || "at least 1".into())?;
+        }
+        check("peer-credit", self.peer_credit, self.peer_credit > 0, || "at least 1".into())?;
+        for peer in &self.peers {
+            let valid = peer.validate();
+            check("peer", &peer.address, valid.is_ok(), || "HOST:PORT[,key-file=FILE][,action=NAME]".into())?;
         }
         let keyless =
             self.listen.iter().find(|listen| !self.has_keys() && listen.kind == ListenerKind::Secure);

@@ -143,6 +143,15 @@ struct Slot {
 }
 
 impl Connections {
+    /// Without any. The first numbers are left out: they are given to what has no socket of its own here.
+    pub(crate) fn behind(reserved: usize) -> Self {
+        Self {
+            slots: std::iter::repeat_with(Slot::default).take(reserved).collect(),
+            free: Vec::new(),
+            live: 0,
+        }
+    }
+
     /// How many there are.
     pub(crate) fn len(&self) -> usize {
         self.live

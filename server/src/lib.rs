@@ -34,6 +34,7 @@
 //! | `tasks` | reader and writer of a connection, acceptor, flusher, timekeeper |
 //! | `strangers` | how many connections there may be that have not said who they are |
 //! | [`KeyFile`] (`keys`) | secure keys: their files, and which are good now |
+//! | [`Peer`], `peer` | links to other servers: what they translate, and their tasks; in the shard `links` |
 //! | `channel` | the records of a connection with a secure key |
 //! | `buffers` | buffers to write with, used again and again |
 
@@ -48,6 +49,7 @@ mod key_config;
 mod keys;
 mod listen;
 mod network;
+mod peer;
 mod server;
 mod shard;
 mod storage;
@@ -60,6 +62,7 @@ pub use key_config::KeyConfig;
 pub use keys::{KeyFile, KeysError, read_key_file};
 pub use listen::{Listen, ListenError, ListenerKind, parse_listen, parse_listens};
 pub use network::{Network, NetworkError};
+pub use peer::{Peer, PeerError};
 use ringpost_protocol::throttle;
 pub use ringpost_protocol::units;
 pub use server::{Builder, Crashed, Ended, Handle, LEAST_OPEN_FILES, Server};

@@ -15,8 +15,9 @@ use tokio::sync::{
 };
 
 use crate::{
-    Config, Dispatch, Listen, ListenerKind, StartError,
-    keys::KeySources,
+    Config, Dispatch, Listen, ListenerKind, Peer, StartError,
+    keys::{KeySources, read_key_file},
+    peer,
     shard::{LogAtStart, Shard},
     storage::Recovery,
     tasks::{self, CrashWithMe},
@@ -132,6 +133,14 @@ impl Builder {
     #[must_use]
     pub fn secure_key(mut self, key: SecureKey, role: Role) -> Self {
         self.config.secure_keys.push((key, role));
+        self
+    }
+
+    /// A server to work with: requests that nobody here can take go to its handlers, and the other way round. May be called
+    /// several times.
+    #[must_use]
+    pub fn peer(mut self, peer: Peer) -> Self {
+        self.config.peers.push(peer);
         self
     }
 
@@ -304,6 +313,7 @@ fn run(
     let max_connections = max_connections(&config)?;
     let sources = KeySources::of(&config);
     let keys = sources.read()?;
+    let peers = peer_keys(&config)?;
     let seeds = [random()?, random()?, random()?];
     let mut recovery = Recovery::begin(&config, seeds[0], [random()?, random()?, random()?])?;
     let ring = RingConfig { busy_poll: config.busy_poll, ..RingConfig::default() };
@@ -358,6 +368,10 @@ fn run(
             }
             (None, None) => {}
         }
+        for (link, (address, key)) in peers.into_iter().enumerate() {
+            ring::spawn(peer::driver::keep_link(shard.clone(), link, address, key));
+        }
+        shard.start_links();
         for (listener, secure) in listeners.into_iter().zip(secure) {
             ring::spawn(tasks::accept(shard.clone(), listener, secure));
         }
@@ -390,6 +404,15 @@ fn run(
         tracing::info!("stopped");
         Ok(if shard.log_failed.get() { Ended::LogFailed } else { by_signal.get() })
     })?
+}
+
+/// Where the links go, and with which key each.
+fn peer_keys(config: &Config) -> Result<Vec<(String, Option<SecureKey>)>, StartError> {
+    let with_key = |peer: &Peer| {
+        let of_file = peer.key_file.as_deref().map(read_key_file).transpose()?;
+        Ok((peer.address.clone(), peer.key.clone().or(of_file)))
+    };
+    config.peers.iter().map(with_key).collect()
 }
 
 async fn obey(shard: Rc<Shard>, mut commands: UnboundedReceiver<Command>, sources: KeySources) {

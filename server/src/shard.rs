@@ -2,6 +2,7 @@
 
 mod arriving;
 mod ending;
+mod links;
 mod log;
 mod memory;
 mod secure;
@@ -25,6 +26,7 @@ use ringpost_protocol::{
 
 pub(crate) use self::{
     arriving::TurnedAway,
+    links::{LinkNext, LinkWrite, Linked},
     log::LogAtStart,
     memory::{Coming, HeldBytes, MayRead},
 };
@@ -33,6 +35,7 @@ use crate::{
     buffers::Buffers,
     connections::{Connection, Connections, Key, Phase, Waiting},
     keys::Keyring,
+    peer::{Link, LinkSettings},
     storage::{LogFiles, StorageError},
     strangers::Strangers,
     throttle::Throttle,
@@ -120,6 +123,8 @@ struct State {
     bytes: HeldBytes,
     /// What is to be read from the log.
     reads: VecDeque<Read>,
+    /// To other servers. The first connections' numbers are theirs.
+    links: Vec<Linked>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -164,11 +169,14 @@ impl Shard {
         let [boot, hash_seed, strangers_seed] = seeds;
         let clock = Clock::start();
         let (broker, lock) = Self::broker(&config, boot, hash_seed, log, clock.now());
+        let links: Vec<_> = (0..config.peers.len())
+            .map(|index| Linked::new(Link::new(link_settings(&config, index, seeds))))
+            .collect();
         let state = State {
             max_connections,
             boot,
             broker,
-            connections: Connections::default(),
+            connections: Connections::behind(links.len()),
             dirty: Vec::new(),
             parser: Parser::new(),
             buffers: Buffers::default(),
@@ -197,6 +205,7 @@ impl Shard {
             line: memory::Line::default(),
             bytes: HeldBytes::default(),
             reads: VecDeque::new(),
+            links,
             config,
         };
         Self {
@@ -345,6 +354,7 @@ impl Shard {
                 connection.recount(&mut state.bytes);
             }
         }
+        state.wake_links();
         state.relieve();
         state.now = None;
         if state.broker.log().is_some_and(|log| log.waiting_bytes() > 0) || !state.reads.is_empty() {
@@ -394,6 +404,7 @@ impl Shard {
         self.turn(|state, now| {
             state.close_listeners();
             state.leaving = Leaving::Ending(now.mono + LEAVE_TIME);
+            state.end_links(now);
             state.lose_all(now);
         });
         self.end_if_last();
@@ -406,7 +417,8 @@ impl Shard {
 
     fn end_if_last(&self) {
         let state = &mut *self.state.borrow_mut();
-        if matches!(state.leaving, Leaving::Ending(_)) && state.connections.len() == 0 {
+        let over = state.connections.len() == 0 && state.links_are_over();
+        if matches!(state.leaving, Leaving::Ending(_)) && over {
             state.leaving = Leaving::Gone;
             self.ended.set();
         }
@@ -424,6 +436,19 @@ impl Shard {
             }
         };
         part(state, now)
+    }
+}
+
+fn link_settings(config: &Config, index: usize, seeds: [u64; 3]) -> LinkSettings {
+    let [boot, _, seed] = seeds;
+    LinkSettings {
+        conn: ConnId(index as u32),
+        server_id: config.id.clone(),
+        boot,
+        address: config.peers[index].address.clone(),
+        action: config.peers[index].action.clone(),
+        credit: config.peer_credit,
+        seed: seed.wrapping_add(index as u64),
     }
 }
 

@@ -11,7 +11,8 @@ use crate::{
 impl Broker {
     /// All actions, sorted by name, their handlers in the order in which they registered.
     pub(super) fn list_actions(&self) -> Value {
-        let mut actions: Vec<_> = self.actions.iter().map(|(_, action)| action).collect();
+        let named = self.actions.iter().map(|(_, action)| action).filter(|action| action.near.is_none());
+        let mut actions: Vec<_> = named.collect();
         actions.sort_unstable_by(|one, other| one.name.cmp(&other.name));
         actions.into_iter().map(|action| self.describe_action(action)).collect()
     }
@@ -19,8 +20,10 @@ impl Broker {
     fn describe_action(&self, action: &Action) -> Value {
         let describe = |handler: &Key<Handler>| {
             let handler = self.handlers.get(*handler)?;
+            let peer = self.connection(handler.conn).and_then(|connection| connection.peer.as_deref());
             Some(json!({
                 "connection": handler.conn.0,
+                "server": peer.map(|peer| String::from_utf8_lossy(&peer.server_id)),
                 "held": handler.held.len(),
                 "credit": handler.credit,
                 "waitingLegs": handler.legs.len(),
@@ -28,9 +31,11 @@ impl Broker {
                 "clogged": handler.clogged,
             }))
         };
+        let far = action.far.as_ref().and_then(|far| self.actions.get(far.action));
+        let far = far.into_iter().flat_map(|far| far.handlers.values());
         json!({
             "action": String::from_utf8_lossy(&action.name),
-            "handlers": action.handlers.values().filter_map(describe).collect::<Value>(),
+            "handlers": action.handlers.values().chain(far).filter_map(describe).collect::<Value>(),
             "queued": action.queue.waiting,
             "queuedBytes": action.queue.bytes,
         })
@@ -57,6 +62,7 @@ impl Broker {
             "address": connection.address.as_ref().map(|address| address.to_string()),
             "role": connection.granted.role().map(|role| role.to_string()),
             "dialect": match connection.speaks { Speaks::Binary => "binary", Speaks::Json => "json" },
+            "peer": connection.peer.as_deref().map(|peer| String::from_utf8_lossy(&peer.server_id).into_owned()),
             "session": session.map(|session| String::from_utf8_lossy(&session.name).into_owned()),
             "epoch": session.map(|session| session.epoch),
             "handles": handlers().filter_map(action).collect::<Vec<_>>(),

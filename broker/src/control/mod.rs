@@ -7,6 +7,7 @@
 //! | `$sys.receivers` | – | the names of the actions that have handlers |
 //! | `$sys.actions` | – | each action with its handlers and its queue |
 //! | `$sys.connections` | – | each connection with what it has open |
+//! | `$sys.peers` | – | each server that this one works with, and what goes there |
 //! | `$sys.dead` | see `dead` | sends that were given up; sending them again, forgetting them |
 //! | `$sys.queues` | see `queues` | what waits for handlers; looking into it, ending it |
 
@@ -28,11 +29,11 @@ use crate::{
 
 mod dead;
 mod lists;
+mod peers;
 mod queues;
 mod stats;
 
-const KNOWN: &str =
-    "`$sys.stats`, `$sys.receivers`, `$sys.actions`, `$sys.connections`, `$sys.queues` and `$sys.dead`";
+const KNOWN: &str = "`$sys.stats`, `$sys.receivers`, `$sys.actions`, `$sys.connections`, `$sys.peers`, `$sys.queues` and `$sys.dead`";
 
 /// Why a control request could not be done: the code and the message of its reply.
 type Refused = (Code, String);
@@ -86,6 +87,7 @@ impl Broker {
             b"$sys.receivers" => Ok(self.receivers_for(conn)),
             b"$sys.actions" => Ok(self.list_actions().to_string().into()),
             b"$sys.connections" => Ok(self.list_connections().to_string().into()),
+            b"$sys.peers" => Ok(self.list_peers().to_string().into()),
             b"$sys.queues" => self.queues(content.payload()).map(|answer| answer.to_string().into()),
             b"$sys.dead" => self.dead_letters(content.payload()).map(|answer| answer.to_string().into()),
             name => {

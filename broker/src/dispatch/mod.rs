@@ -1,12 +1,13 @@
 //! Actions, their handlers and queues: who gets the next request, and when.
 
+mod far;
 mod ready;
 
 use ringpost_protocol::{Code, Content, message::RequestFlags, time::Time};
 
-pub(crate) use self::ready::Ready;
+pub(crate) use self::{far::Far, ready::Ready};
 use crate::{
-    Broker, ConnId,
+    Broker, ConnId, Policy,
     broker::Drain,
     slab::Key,
     state::{Action, Handler, Queue, Request, RequestState, Timer},
@@ -14,7 +15,8 @@ use crate::{
 
 impl Broker {
     pub(crate) fn add_handler(&mut self, conn: ConnId, registration: u32, credit: u32, name: &[u8]) {
-        let action = self.action_for(name);
+        let of_peer = self.connection(conn).is_some_and(|connection| connection.peer.is_some());
+        let action = if of_peer { self.far_action_for(name) } else { self.action_for(name) };
         self.place_count += 1;
         let joined = self.place_count;
         let (held, legs) = (Vec::new(), Default::default());
@@ -50,15 +52,15 @@ impl Broker {
         }
         // A copy: the name must not pin the buffer that it came in.
         let name = bytes::Bytes::copy_from_slice(name);
-        let ready = Ready::new(self.config.policy);
-        let (handlers, queue) = (Default::default(), Queue::default());
-        let action = self.actions.insert(Action { name: name.clone(), handlers, ready, queue, paced: false });
+        let action = self.actions.insert(Action::new(name.clone(), self.config.policy, None));
         self.action_by_name.insert(name, action);
         action
     }
 
     pub(crate) fn forget_action_if_unused(&mut self, key: Key<Action>) {
-        let unused = |action: &&Action| action.handlers.is_empty() && action.queue.waiting == 0;
+        let unused = |action: &&Action| {
+            action.handlers.is_empty() && action.queue.waiting == 0 && action.far.is_none()
+        };
         if let Some(action) = self.actions.get(key).filter(unused) {
             self.action_by_name.remove(&action.name);
             self.actions.remove(key);
@@ -141,17 +143,29 @@ impl Broker {
         self.dispatch(heir);
     }
 
-    /// An action that is left by its last handler ends all that waits for it, but for what is durable.
-    fn leave_action(&mut self, action_key: Key<Action>, joined: u64) {
+    /// An action that is left by its last handler ends all that waits for it, but for what is durable, and what a peer may
+    /// still take.
+    fn leave_action(&mut self, mut action_key: Key<Action>, joined: u64) {
         let Some(action) = self.actions.get_mut(action_key) else { return };
         action.handlers.remove(&joined);
         if !action.handlers.is_empty() {
             return;
         }
-        let (name, line) = (action.name.clone(), action.queue.line.iter().copied().collect::<Vec<_>>());
+        if let Some(near) = action.near {
+            self.end_far(action_key, near);
+            action_key = near;
+        }
         self.receivers_changed();
+        let Some(action) = self.actions.get(action_key) else { return };
+        if !action.handlers.is_empty() {
+            return;
+        }
+        let (name, line) = (action.name.clone(), action.queue.line.iter().copied().collect::<Vec<_>>());
+        let has_far = action.far.is_some();
         for key in line {
-            let ends = |request: &&Request| request.is_queued() && !request.is_durable();
+            let ends = |request: &&Request| {
+                request.is_queued() && !request.is_durable() && !(has_far && self.may_go_far(request))
+            };
             let Some(request) = self.requests.get(key).filter(ends) else { continue };
             if request.attempt > 0 {
                 self.end_with_error(key, Code::HandlerLost, HANDLER_LOST.to_owned());
@@ -176,10 +190,10 @@ impl Broker {
         };
         request.state = RequestState::Queued;
         request.action = action;
+        let (durable, far) = (request.is_durable(), action_entry.far.is_some());
         let queue = &mut action_entry.queue;
         queue.waiting += 1;
         queue.bytes += request.content_bytes as usize;
-        let durable = request.is_durable();
         #[cfg(feature = "planted-bugs")]
         let at_head = at_head || self.config.is_planted(crate::PlantedBug::LastFirst);
         if at_head {
@@ -190,6 +204,9 @@ impl Broker {
         if durable {
             self.payload_joins_queue(key);
         }
+        if far {
+            self.line_up_far(action, key, at_head);
+        }
     }
 
     /// A request that waited ends. Its key stays in the line until it is met or swept out.
@@ -198,11 +215,17 @@ impl Broker {
         let queue = &mut action.queue;
         queue.waiting -= 1;
         queue.bytes -= bytes;
+        self.sweep(key);
+        self.forget_action_if_unused(key);
+    }
+
+    /// Lets go of the keys that requests left behind in an action's line, if they are most of it.
+    fn sweep(&mut self, key: Key<Action>) {
+        let Some(queue) = self.actions.get_mut(key).map(|action| &mut action.queue) else { return };
         if queue.line.len() > 2 * queue.waiting + 32 {
             let requests = &self.requests;
             queue.line.retain(|key| requests.get(*key).is_some_and(Request::is_queued));
         }
-        self.forget_action_if_unused(key);
     }
 
     /// Gives waiting requests to handlers with credit, as far as both go.
@@ -210,6 +233,9 @@ impl Broker {
         loop {
             let Some(action) = self.actions.get_mut(action_key) else { return };
             if action.queue.waiting == 0 || action.ready.is_empty() {
+                if action.queue.waiting > 0 && action.far.is_some() {
+                    self.dispatch_far(action_key);
+                }
                 return;
             }
             if action.queue.absent > 0 && !self.first_is_here(action_key) {
@@ -272,8 +298,11 @@ impl Broker {
             self.deliver_leg(request, leg, key);
         }
         let Some(action) = self.place(key) else { return };
-        if self.actions.get(action).is_some_and(|action| action.queue.waiting > 0) {
+        let Some(entry) = self.actions.get(action) else { return };
+        if entry.queue.waiting > 0 {
             self.dispatch(action);
+        } else if let Some(near) = entry.near {
+            self.dispatch(near);
         }
     }
 
@@ -340,12 +369,25 @@ impl Broker {
     }
 }
 
+/// What a requester is told whose request nobody can take.
+pub(crate) fn no_handler(action: &str) -> String {
+    format!("nobody handles `{action}` now: start a handler for it, or check the name")
+}
+
 /// What a requester is told whose request finds no slot any more.
 pub(crate) const TOO_MANY_HELD: &str =
     "handlers hold as many requests as the server can count: try again later";
 
 /// What a requester is told whose request went down with its handler.
 pub(crate) const HANDLER_LOST: &str = "the handler's connection was lost before it answered; it may have run";
+
+impl Action {
+    /// An action without anything. `near`: the one that it hangs at, if it is for handlers of peers.
+    fn new(name: bytes::Bytes, policy: Policy, near: Option<Key<Action>>) -> Self {
+        let (handlers, ready, queue) = (Default::default(), Ready::new(policy), Queue::default());
+        Self { name, handlers, ready, queue, paced: false, far: None, near }
+    }
+}
 
 impl Handler {
     pub(crate) fn has_credit(&self) -> bool {

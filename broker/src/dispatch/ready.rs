@@ -45,6 +45,16 @@ impl Ready {
         }
     }
 
+    /// All that stand in it, in the order in which they are next.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Key<Handler>> + '_ {
+        let (turns, order) = match self {
+            Self::RoundRobin(turns) => (Some(turns), None),
+            Self::LeastBusy(order) => (None, Some(order)),
+        };
+        let turns = turns.into_iter().flat_map(|turns| turns.iter().map(|(_, handler)| handler));
+        turns.chain(order.into_iter().flatten().map(|(_, _, handler)| *handler))
+    }
+
     pub(crate) fn remove(&mut self, handler: Key<Handler>, held: usize, place: u64) {
         match self {
             Self::RoundRobin(turns) => turns.remove(place),

@@ -209,7 +209,12 @@ impl Broker {
         };
         self.payload_bytes.add(durable.payload, asked.content_bytes as usize);
         self.kept_bytes += asked.content.uncounted_len();
-        let kept = Kept { tag: asked.tag, durable: Some(Box::new(durable)), content: asked.content };
+        let kept = Kept {
+            tag: asked.tag,
+            durable: Some(Box::new(durable)),
+            content: asked.content,
+            ..Kept::default()
+        };
         let kept = self.kept.insert(kept);
         if let Some(request) = self.requests.get_mut(key) {
             request.kept = Some(kept);

@@ -243,6 +243,7 @@ impl World {
                 }
                 Output::Full { .. } => panic!("there is no bound"),
                 Output::Read(_) | Output::Unreadable(_) => panic!("there is no log"),
+                Output::PeersChanged => panic!("there are no peers"),
                 Output::Drained => assert_eq!(self.broker.open_requests(), 0),
             }
             self.broker.check_invariants();

@@ -28,7 +28,7 @@ fn lists() {
     let asker = stage.connect(Speaks::Binary);
     let actions = stage.control(asker, 1, "$sys.actions", &Value::Null).unwrap();
     assert_eq!(actions[0]["action"], "b");
-    let sum = json!({"connection": handler.0, "held": 1, "credit": 1, "waitingLegs": 0, "stuck": false, "clogged": false});
+    let sum = json!({"connection": handler.0, "server": null, "held": 1, "credit": 1, "waitingLegs": 0, "stuck": false, "clogged": false});
     assert_eq!((&actions[1]["handlers"][0], &actions[1]["queued"]), (&sum, &json!(1)));
     let connections = stage.control(asker, 2, "$sys.connections", &Value::Null).unwrap();
     assert_eq!((&connections[0]["handles"], &connections[0]["holds"]), (&json!(["sum"]), &json!(1)));

@@ -23,7 +23,7 @@ fn limited() -> Arc<Permissions> {
 impl Stage {
     fn connect_with(&mut self, speaks: Speaks, permissions: &Arc<Permissions>) -> ConnId {
         let permissions = Some(permissions.clone());
-        self.connect_as(speaks, Identity { address: None, permissions })
+        self.connect_as(speaks, Identity { permissions, ..Identity::default() })
     }
 
     /// What a request to an action comes to at once: nothing, or a code and a message.
@@ -203,8 +203,8 @@ fn connections_show_who_they_are() {
 #[test]
 fn sessions_are_not_taken_across_permissions() {
     let other = || Arc::new(Permissions { request: only(&["sum"]), ..Permissions::default() });
-    let everything = || Identity { address: None, permissions: None };
-    let with = |permissions| Identity { address: None, permissions: Some(permissions) };
+    let everything = || Identity::default();
+    let with = |permissions| Identity { permissions: Some(permissions), ..Identity::default() };
     let mut stage = Stage::new(Config::default());
     let come = |stage: &mut Stage, identity: Identity, session: &'static str, instance: u64| {
         let conn = ConnId(stage.connections);

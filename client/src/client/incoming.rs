@@ -142,7 +142,10 @@ impl Client {
 
     /// What a leaving server did not take crossed its goodbye: the next server gets it.
     fn hold_back(&mut self, reply: &Reply) -> bool {
-        reply.code == Some(Code::Draining) && self.link.farewell.is_some() && self.requests.hold_back(reply)
+        self.config.hold_back
+            && reply.code == Some(Code::Draining)
+            && self.link.farewell.is_some()
+            && self.requests.hold_back(reply)
     }
 
     /// Tells the broker how far the outcomes are here, now and then.

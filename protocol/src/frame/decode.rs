@@ -164,7 +164,11 @@ fn decode_answer(head: Head, frame: Bytes) -> Result<Answer, WireError> {
         (layout::ANSWER_RETRY, _) => Verdict::Retry(u32_at(fixed, at::RETRY_AFTER)),
         (layout::ANSWER_REJECT, _) => Verdict::Reject,
         (0, code) if code == Code::Cancelled.number() => Verdict::Cancelled,
-        (0, _) => Verdict::Error,
+        (layout::ANSWER_DECLINED, code) => Verdict::Declined(Code::from_number(code).unwrap_or(Code::Remote)),
+        (0, code) => match Code::from_number(code) {
+            Some(Code::Remote) | None => Verdict::Error,
+            Some(code) => Verdict::Failed(code),
+        },
         (flags, _) => {
             let message =
                 format!("answer to delivery {}: flags {flags:#04x} are not known in version 1", head.number);
@@ -226,10 +230,18 @@ fn decode_hello(head: Head, frame: &Bytes) -> Result<Hello, WireError> {
     let fixed: &[u8; at::SIZE] = fixed(frame, "hello")?;
     let (session, end) =
         part(frame, HEADER_BYTES + at::SIZE, usize::from(fixed[at::SESSION_LENGTH]), "hello")?;
+    let (peer, end) = match head.flags & layout::HELLO_PEER {
+        0 => (None, end),
+        _ => {
+            let (peer, end) = part(frame, end, usize::from(fixed[at::PEER_LENGTH]), "hello")?;
+            (Some(peer), end)
+        }
+    };
     Ok(Hello {
         session,
         speaker: Speaker { instance: u64_at(fixed, at::INSTANCE), connection: u32_at(fixed, at::CONNECTION) },
         watch_receivers: head.flags & layout::HELLO_WATCH != 0,
+        peer,
         headers: frame.slice(end..),
     })
 }

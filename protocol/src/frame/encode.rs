@@ -137,6 +137,8 @@ fn encode_answer(answer: &Answer, out: &mut Outgoing) {
         Verdict::Cancelled => (0, Code::Cancelled.number(), 0),
         Verdict::Retry(after_ms) => (layout::ANSWER_RETRY, Code::Remote.number(), after_ms),
         Verdict::Reject => (layout::ANSWER_REJECT, Code::Remote.number(), 0),
+        Verdict::Failed(code) => (0, code.number(), 0),
+        Verdict::Declined(code) => (layout::ANSWER_DECLINED, code.number(), 0),
     };
     let mut fixed = [0; at::SIZE];
     put(&mut fixed, at::SEQUENCE, answer.sequence.to_le_bytes());
@@ -193,8 +195,11 @@ fn encode_hello(hello: &Hello, out: &mut Outgoing) {
     fixed[at::SESSION_LENGTH] = hello.session.len() as u8;
     put(&mut fixed, at::CONNECTION, hello.speaker.connection.to_le_bytes());
     put(&mut fixed, at::INSTANCE, hello.speaker.instance.to_le_bytes());
-    let flags = if hello.watch_receivers { layout::HELLO_WATCH } else { 0 };
-    frame(kind::HELLO, flags, 0, &fixed, &[&hello.session, &hello.headers], out);
+    let peer = hello.peer.as_deref().unwrap_or_default();
+    fixed[at::PEER_LENGTH] = peer.len() as u8;
+    let watch = if hello.watch_receivers { layout::HELLO_WATCH } else { 0 };
+    let flags = watch | if hello.peer.is_some() { layout::HELLO_PEER } else { 0 };
+    frame(kind::HELLO, flags, 0, &fixed, &[&hello.session, peer, &hello.headers], out);
 }
 
 fn encode_welcome(welcome: &Welcome, out: &mut Outgoing) {

@@ -2,6 +2,8 @@
 
 /// Flag of `hello`: the client wants to be told the receivers.
 pub const HELLO_WATCH: u8 = 1;
+/// Flag of `hello`: a server speaks, which wants to be a peer.
+pub const HELLO_PEER: u8 = 2;
 /// Flag of `welcome`: all requests and sends are durable.
 pub const WELCOME_DURABLE: u8 = 1;
 /// Flag of `resume`: the client takes what is kept for earlier processes, too.
@@ -12,18 +14,22 @@ pub const REPLY_LEG: u8 = 1;
 pub const ANSWER_RETRY: u8 = 1;
 /// Flag of `answer`: never try again (durable requests).
 pub const ANSWER_REJECT: u8 = 2;
+/// Flag of `answer`: from a peer, the request has not run there and will not.
+pub const ANSWER_DECLINED: u8 = 4;
 /// A time span that is not there.
 pub const NO_MILLIS: u32 = u32::MAX;
 
-/// `hello`: then the session's name, then headers.
+/// `hello`: then the session's name, with the flag `peer` the server's own name, then headers.
 pub mod hello {
     /// u8: bytes of the session's name.
     pub const SESSION_LENGTH: usize = 0;
+    /// u8: with the flag `peer`, bytes of the server's own name.
+    pub const PEER_LENGTH: usize = 1;
     /// u32: which of the instance's connections this is, from 1.
     pub const CONNECTION: usize = 4;
     /// u64: random for each client; 0 without a session's name.
     pub const INSTANCE: usize = 8;
-    /// Size of the fixed part; bytes 1 to 3 are reserved, 0.
+    /// Size of the fixed part; bytes 2 and 3 are reserved, 0.
     pub const SIZE: usize = 16;
 }
 
@@ -111,7 +117,8 @@ pub mod answer {
     pub const SEQUENCE: usize = 0;
     /// u32: with the flag `retry`, milliseconds until the next attempt.
     pub const RETRY_AFTER: usize = 8;
-    /// u16: 0 for a reply, `remote` for an error, `cancelled` when it stopped because it was told to.
+    /// u16: 0 for a reply, `remote` for an error, `cancelled` when it stopped because it was told to; from a peer any
+    /// error's number.
     pub const CODE: usize = 12;
     /// u16: bytes of the options.
     pub const OPTIONS_LENGTH: usize = 14;

@@ -42,7 +42,12 @@ fn client_message() -> impl Strategy<Value = ClientMessage> {
         Just(Verdict::Error),
         Just(Verdict::Cancelled),
         any::<u32>().prop_map(Verdict::Retry),
-        Just(Verdict::Reject)
+        Just(Verdict::Reject),
+        // Those two have words of their own.
+        code()
+            .prop_filter("", |code| !matches!(code, Code::Remote | Code::Cancelled))
+            .prop_map(Verdict::Failed),
+        code().prop_map(Verdict::Declined)
     ];
     let answer = (any::<u64>(), any::<u64>(), verdict, content(true)).prop_map(
         |(delivery, sequence, verdict, content)| {
@@ -52,12 +57,11 @@ fn client_message() -> impl Strategy<Value = ClientMessage> {
     prop_oneof![
         request,
         answer,
-        (bytes(255), any::<(u64, u32)>(), any::<bool>(), bytes(99)).prop_map(
-            |(session, (instance, connection), watch_receivers, headers)| {
+        (bytes(255), any::<(u64, u32)>(), any::<bool>(), proptest::option::of(bytes(255)), bytes(99))
+            .prop_map(|(session, (instance, connection), watch_receivers, peer, headers)| {
                 let speaker = Speaker { instance, connection };
-                ClientMessage::Hello(Hello { session, speaker, watch_receivers, headers })
-            }
-        ),
+                ClientMessage::Hello(Hello { session, speaker, watch_receivers, peer, headers })
+            }),
         (1u32.., any::<u32>(), bytes(255)).prop_map(
             |(registration, credit, action)| ClientMessage::Register(Register {
                 registration,

@@ -31,6 +31,7 @@ pub(crate) fn client(message: &Value) -> ClientMessage {
                 connection: number(message, "connection") as u32,
             },
             watch_receivers: message["watch"] == true,
+            peer: message.get("peer").map(|_| bytes(message, "peer")),
             headers: headers(message),
         }),
         "register" => ClientMessage::Register(Register {
@@ -166,6 +167,8 @@ fn verdict(message: &Value) -> Verdict {
         "cancelled" => Verdict::Cancelled,
         "retry" => Verdict::Retry(number(message, "afterMs") as u32),
         "reject" => Verdict::Reject,
+        "failed" => Verdict::Failed(code(text(message, "code")).unwrap()),
+        "declined" => Verdict::Declined(code(text(message, "code")).unwrap()),
         verdict => panic!("there is no verdict {verdict}"),
     }
 }

@@ -30,7 +30,7 @@ impl State {
 
     /// Sends what waits, then ends the connection. For the core it is closed now.
     pub(super) fn finish(&mut self, conn: ConnId, now: Now) {
-        let Some(key) = self.connections.key(conn) else { return };
+        let Some(key) = self.connections.key(conn) else { return self.drop_link(conn, now) };
         let Some(connection) = self.connections.get_mut(conn) else { return };
         if connection.phase == Phase::Open {
             connection.phase = Phase::Ending;
@@ -53,6 +53,7 @@ impl State {
     /// Cuts every connection without a word to the core, which may be what crashed.
     pub(super) fn cut_all(&mut self) {
         self.close_listeners();
+        self.cut_links();
         for conn in self.connections.numbers() {
             if let Some(connection) = self.connections.get_mut(conn) {
                 connection.known = false;
@@ -100,7 +101,7 @@ impl State {
             &self.starved_lines,
         ];
         let lines = lines.into_iter().filter_map(Throttle::deadline);
-        ours.chain(self.broker.next_deadline()).chain(leaving).chain(lines).min()
+        ours.chain(self.broker.next_deadline()).chain(self.links_deadline()).chain(leaving).chain(lines).min()
     }
 
     pub(super) fn time_out(&mut self, now: Now) {
@@ -138,6 +139,7 @@ impl State {
         }
         self.time_out_clogged(now);
         self.time_out_retiring(now);
+        self.time_out_links(now);
         match self.leaving {
             Leaving::Draining(deadline) if deadline <= now.mono => {
                 tracing::warn!(
@@ -194,9 +196,11 @@ impl State {
         for conn in self.connections.numbers() {
             self.finish(conn, now);
         }
+        self.end_links(now);
     }
 
     pub(super) fn lose_all(&mut self, now: Now) {
+        self.cut_links();
         for conn in self.connections.numbers() {
             self.lose(conn, now);
         }

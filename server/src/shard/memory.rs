@@ -77,6 +77,7 @@ impl Shard {
         let large = half_received >= MIN_COUNTED_BYTES;
         {
             let state = &mut *self.state.borrow_mut();
+            let links = state.links_bytes();
             let Some(connection) = state.connections.get_mut(conn) else { return MayRead::Now };
             if connection.phase != Phase::Open {
                 return MayRead::Now;
@@ -90,7 +91,7 @@ impl Shard {
             }
             connection.held_back = None;
             connection.recount(&mut state.bytes);
-            state.broker.count_driver_bytes(state.bytes.whole, state.bytes.coming);
+            state.broker.count_driver_bytes(state.bytes.whole + links, state.bytes.coming);
             let clogged = connection.clogged.is_some();
             if let Some(coming) = complete {
                 state.leave_line(conn, coming, self.clock.now().mono);
@@ -191,7 +192,7 @@ impl State {
     /// At the end of a turn: those that were held back are read again, once there is room.
     pub(super) fn relieve(&mut self) {
         if !self.held_back.is_empty() {
-            self.broker.count_driver_bytes(self.bytes.whole, self.bytes.coming);
+            self.broker.count_driver_bytes(self.bytes.whole + self.links_bytes(), self.bytes.coming);
             if !self.is_used_up() {
                 for key in self.held_back.drain(..) {
                     if let Some(connection) = self.connections.find(key) {
@@ -223,7 +224,9 @@ impl State {
 
     /// The core has given much to a connection and waits for a word.
     pub(super) fn make_room(&mut self, conn: ConnId, now: Now) {
-        let Some(connection) = self.connections.get_mut(conn) else { return };
+        let Some(connection) = self.connections.get_mut(conn) else {
+            return self.make_room_on_link(conn, now);
+        };
         if connection.waiting() as u64 <= self.config.outbound_limit / 4 {
             self.broker.handle(Input::Unclogged { conn }, now);
         } else {

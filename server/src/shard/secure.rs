@@ -5,7 +5,7 @@ use ringpost_broker::{ConnId, RefusalCause};
 use ringpost_protocol::{
     Code, WireError,
     message::ServerMessage,
-    secure::{ClientHello, Responder, Role},
+    secure::{ClientHello, Responder},
     time::Now,
 };
 
@@ -102,9 +102,6 @@ impl State {
                 "the secure key {id} has the role `{good_for}`: nobody comes as a {comes_as} with it"
             );
             return Err(WireError::new(Code::Forbidden, message));
-        }
-        if hello.role() == Role::Peer {
-            return Err(WireError::new(Code::Unsupported, "this server has no links to peers"));
         }
         match Responder::answer(hello, key) {
             Ok(responder) => Ok(Channel::new(responder, id, permissions.clone())),

@@ -160,6 +160,7 @@ impl State {
                          error. `ringpost log verify` looks for more; this disk should be replaced"
                     );
                 }
+                Output::PeersChanged => self.peers_changed(now),
                 Output::Drained => self.end_all(now),
             }
         }
@@ -168,7 +169,10 @@ impl State {
     /// Encodes a message behind what waits. By reference: a message is some 200 bytes, and each move copies them.
     #[inline]
     pub(super) fn send(&mut self, conn: ConnId, message: &ServerMessage, now: Now) -> Sent {
-        let Some(connection) = self.connections.get_mut(conn) else { return Sent::Done };
+        let Some(connection) = self.connections.get_mut(conn) else {
+            self.send_to_link(conn, message, now);
+            return Sent::Done;
+        };
         if connection.phase != Phase::Open {
             return Sent::Done;
         }

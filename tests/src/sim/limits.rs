@@ -48,7 +48,7 @@ impl Limits {
 
     /// What the core is told of a connection with these limits.
     pub(crate) fn identity(limits: Option<&Arc<Self>>) -> Identity {
-        Identity { address: None, permissions: limits.map(|limits| limits.permissions.clone()) }
+        Identity { permissions: limits.map(|limits| limits.permissions.clone()), ..Identity::default() }
     }
 
     pub(crate) fn may_request(&self, action: &str) -> bool {

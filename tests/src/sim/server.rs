@@ -475,6 +475,7 @@ impl Server {
                 // The book takes note of it.
                 Output::Unreadable(_) => {}
                 Output::Drained => effects.push(Effect::Drained),
+                Output::PeersChanged => {}
                 Output::Full { conn } => self.make_room(conn, now),
             }
         }

@@ -139,6 +139,7 @@ fn answer_meaning(answer: &Answer) -> Value {
         Verdict::Error => failure("error"),
         Verdict::Cancelled => failure("cancelled"),
         Verdict::Reject => failure("reject"),
+        Verdict::Failed(_) | Verdict::Declined(_) => panic!("JSON has no word for a peer's answers"),
         Verdict::Retry(after_ms) => {
             let mut members = failure("retry");
             members["afterMs"] = after_ms.into();

@@ -288,6 +288,7 @@ impl Model {
                 ensure!(self.draining, Truth, "drained, without being asked to");
                 Ok(())
             }
+            Output::PeersChanged => unreachable!("nobody in the simulation is a server's link"),
             Output::Full { conn } => {
                 self.set_clogged(*conn, true);
                 Ok(())

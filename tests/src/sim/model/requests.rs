@@ -365,7 +365,12 @@ impl Model {
         let outcome = match answered {
             Answered::Reply => Outcome::Reply(number),
             Answered::Cancelled => Outcome::Remote(None),
-            Answered::Error | Answered::Retry(_) | Answered::Reject => Outcome::Remote(number),
+            // The last two are a peer's words: from a client they are errors like others.
+            Answered::Error
+            | Answered::Retry(_)
+            | Answered::Reject
+            | Answered::Failed(_)
+            | Answered::Declined(_) => Outcome::Remote(number),
         };
         self.decide(released.request, released.leg, outcome);
     }
