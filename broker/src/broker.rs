@@ -207,6 +207,7 @@ impl Broker {
                 Timer::Liveness(conn) => self.check_liveness(conn),
                 Timer::Lease(request) => self.lease_over(request),
                 Timer::Rested(request) => self.rested(request),
+                Timer::Reread(read) => self.read_again(read),
                 Timer::Pacing => self.pacing_over(),
                 Timer::Receivers => self.tell_receivers(),
             }

@@ -63,6 +63,11 @@ counters! {
     read_back: "readBack",
     /// Durable requests that ended because their data could not be read back: the disk has damaged it.
     unreadable: "unreadable",
+    /// Records of requests that a handler had, which could not be copied forward because the disk has damaged them: they stay
+    /// where they are as long as the handler may answer.
+    left_damaged: "leftDamaged",
+    /// Reads of the log that could not be tried for now, and were put off.
+    reads_put_off: "readsPutOff",
     /// Requests refused with `noHandler`.
     refused_no_handler: "refusedNoHandler",
     /// Requests and legs refused with `overloaded`, for whatever bound.

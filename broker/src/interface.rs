@@ -1,6 +1,6 @@
 //! What goes into the core and what comes out of it.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use bytes::Bytes;
 use ringpost_protocol::{
@@ -107,8 +107,8 @@ pub enum Input {
     Read {
         /// Which one.
         id: ReadId,
-        /// All of the bytes, or what the disk said.
-        result: Result<Bytes, String>,
+        /// All of the bytes, or why they are not there.
+        result: Result<Bytes, ReadFault>,
     },
     /// The server shall leave: tell everybody, accept nothing new, finish what is open.
     Drain {
@@ -173,6 +173,9 @@ pub enum Output {
     /// A link to another server has come or gone: look again which of those that the driver dials are wanted, by
     /// [`Broker::has_dialling_peer`](crate::Broker::has_dialling_peer).
     PeersChanged,
+    /// A part of the log could not be read for now. It is asked for again, or, if that has been in vain for too long, the server
+    /// has to end: see [`Unavailable::again_after`].
+    Unavailable(Unavailable),
     /// After [`Input::Drain`]: nothing is open any more.
     Drained,
 }
@@ -194,6 +197,33 @@ pub struct Read {
     pub bytes: u32,
 }
 
+/// Why a read has not brought what is there. What it says is for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReadFault {
+    /// The disk has been asked for these bytes and does not have them any more, or the file ends before them: asked again, it
+    /// will say the same.
+    Damaged(String),
+    /// It could not be asked, for want of memory or descriptors, or because the file is out of reach: nothing is known of the
+    /// bytes.
+    Unavailable(String),
+}
+
+/// A read that was in vain, of bytes that may be whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unavailable {
+    /// Of which segment.
+    pub segment: SegmentNumber,
+    /// From which byte of its file on.
+    pub offset: u32,
+    /// How often it has been tried.
+    pub tries: u32,
+    /// What was in the way.
+    pub why: String,
+    /// When it is tried again. `None`: it is not any more. What was to be read can neither be given to anybody nor be called
+    /// lost, so the driver ends the server, whose next start finds everything in the log.
+    pub again_after: Option<Duration>,
+}
+
 /// Where the log is damaged, and what was lost by that.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unreadable {
@@ -205,6 +235,8 @@ pub struct Unreadable {
     pub offset: u32,
     /// What is wrong with it.
     pub why: String,
+    /// Whether the request has ended by that. It has not if it is with a handler, which may yet answer it.
+    pub ended: bool,
 }
 
 /// Why the broker closes a connection.

@@ -73,7 +73,10 @@ pub use config::PlantedBug;
 pub use config::{Config, Policy};
 pub use counters::Counters;
 pub use durable::Restore;
-pub use interface::{CloseReason, ConnId, Input, Output, Read, ReadId, RefusalCause, Speaks, Unreadable};
+pub use interface::{
+    CloseReason, ConnId, Input, Output, Read, ReadFault, ReadId, RefusalCause, Speaks, Unavailable,
+    Unreadable,
+};
 pub use peers::{LinkReport, LinkState};
 pub use permissions::{Allowed, BadPattern, Identity, Names, Permissions};
 pub use ringpost_protocol::secure::Role;

@@ -22,7 +22,7 @@ use ringpost_protocol::{
 };
 
 use crate::{
-    ConnId, Speaks,
+    ConnId, ReadId, Speaks,
     dispatch::{Far, Ready},
     durable::Durable,
     peers::Peer,
@@ -248,6 +248,8 @@ pub(crate) enum Timer {
     Lease(Key<Request>),
     /// A durable send that failed may be tried again.
     Rested(Key<Request>),
+    /// A part of the log that could not be read may be tried again.
+    Reread(ReadId),
     /// The dispatch interval is over.
     Pacing,
     /// The receivers changed, and enough time has passed since they were last told.

@@ -21,7 +21,10 @@ use ringpost_protocol::{
     time::{Now, Time},
 };
 
-use crate::{Broker, CloseReason, Config, ConnId, Identity, Input, Output, Policy, Read, Speaks, Unreadable};
+use crate::{
+    Broker, CloseReason, Config, ConnId, Identity, Input, Output, Policy, Read, Speaks, Unavailable,
+    Unreadable,
+};
 
 /// A broker, a clock, and what it said to whom. Invariants are checked after each step.
 struct Stage {
@@ -35,6 +38,7 @@ struct Stage {
     /// What it asked of the log's disk, and what it could not read there.
     reads: VecDeque<Read>,
     unreadable: Vec<Unreadable>,
+    unavailable: Vec<Unavailable>,
     connections: u32,
 }
 
@@ -58,6 +62,7 @@ impl Stage {
             full: Vec::new(),
             reads: VecDeque::new(),
             unreadable: Vec::new(),
+            unavailable: Vec::new(),
             connections: 0,
         }
     }
@@ -77,6 +82,7 @@ impl Stage {
                 Output::Read(read) => self.reads.push_back(read),
                 Output::Unreadable(what) => self.unreadable.push(what),
                 Output::PeersChanged => self.peers_changed += 1,
+                Output::Unavailable(what) => self.unavailable.push(what),
                 Output::Drained => self.drained = true,
             }
         }

@@ -96,6 +96,18 @@ impl FileError {
         matches!(self.errno(), Some(Errno::NOSPC | Errno::DQUOT))
     }
 
+    /// Whether the bytes that were to be read are damaged, or not there: the disk was asked for them, and says so, or the file ends
+    /// before them. Whatever else fails says nothing about them.
+    pub fn is_damage(&self) -> bool {
+        let of_the_bytes = match self.errno() {
+            Some(errno) => {
+                matches!(errno, Errno::IO | Errno::NODATA | Errno::ILSEQ | Errno::BADMSG | Errno::UCLEAN)
+            }
+            None => self.source.kind() == io::ErrorKind::UnexpectedEof,
+        };
+        self.operation == FileOperation::Read && of_the_bytes
+    }
+
     /// Whether it is because the file, or the directory, is not there.
     pub fn is_missing(&self) -> bool {
         self.source.kind() == io::ErrorKind::NotFound
@@ -189,6 +201,24 @@ mod tests {
         }
         let no_errno = FileError::new(Path::new("x"), FileOperation::Read, io::ErrorKind::UnexpectedEof);
         assert!(!no_errno.is_full());
+    }
+
+    /// Only what a disk says of the bytes themselves is damage; that there are no descriptors, no memory, or no file is not.
+    #[test]
+    fn damage_is_of_the_bytes() {
+        let read =
+            |source: io::Error| FileError::new(Path::new("x"), FileOperation::Read, source).is_damage();
+        for errno in [Errno::IO, Errno::NODATA, Errno::ILSEQ, Errno::BADMSG, Errno::UCLEAN] {
+            assert!(read(errno.into()), "{errno:?}");
+            assert!(
+                !FileError::new(Path::new("x"), FileOperation::Open, errno).is_damage(),
+                "{errno:?} at open"
+            );
+        }
+        assert!(read(io::ErrorKind::UnexpectedEof.into()));
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN, Errno::ACCESS, Errno::NODEV] {
+            assert!(!read(errno.into()), "{errno:?}");
+        }
     }
 
     /// A message names the attempt, the file, the byte, the cause and the remedy.

@@ -125,6 +125,10 @@ struct State {
     reads: VecDeque<Read>,
     /// To other servers. The first connections' numbers are theirs.
     links: Vec<Linked>,
+    /// Lines about reads of the log that were put off.
+    unavailable_lines: Throttle,
+    /// What the log has cannot be read, and no longer waited for: the server is to end.
+    log_out_of_reach: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -206,6 +210,8 @@ impl Shard {
             bytes: HeldBytes::default(),
             reads: VecDeque::new(),
             links,
+            unavailable_lines: Throttle::default(),
+            log_out_of_reach: false,
             config,
         };
         Self {

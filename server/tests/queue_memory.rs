@@ -171,6 +171,44 @@ fn what_cannot_be_read_back() {
     faults.clear();
 }
 
+/// A log that cannot be read for now (no memory for it here; no descriptors, no file) ends nobody's request: all of them are
+/// handled, whole and in their order, once it can.
+#[test]
+fn what_is_out_of_reach_for_a_while() {
+    let directory = tempdir().unwrap();
+    let server = start(directory.path());
+    let mut requester = Binary::connect_as(&server, "requester");
+    ask(&mut requester, 1..=100);
+    let faults = Faults::under(directory.path());
+    faults.inject(Fault::fails(FileOperation::Read, Errno::NOMEM.raw_os_error()).of(".segment").lasting());
+    let mut handler = Binary::connect(&server);
+    handler.register("work");
+    let mut next = 1;
+    let deadline = Instant::now() + DEADLINE;
+    while now(&server, "readsPutOff") < 3 {
+        assert!(Instant::now() < deadline, "what is not held is asked for");
+        if now(&server, "openDeliveries") > 0 {
+            let deliver = delivery(&mut handler);
+            assert!(deliver.content.payload() == data(next), "request {next} was held");
+            handler.answer(deliver.delivery, next, b"1");
+            next += 1;
+        }
+    }
+    assert_eq!(now(&server, "unreadable"), 0);
+    assert_plain_goes_on(&server);
+    faults.clear();
+    for number in next..=100 {
+        let deliver = delivery(&mut handler);
+        assert!(deliver.content.payload() == data(number), "request {number}, in its turn and whole");
+        handler.answer(deliver.delivery, number, b"1");
+    }
+    for _ in 1..=100 {
+        let reply = reply(&mut requester);
+        assert_eq!(reply.code, None, "{reply:?}");
+        requester.say(&ClientMessage::Acknowledge(Target::Number(reply.sequence)));
+    }
+}
+
 fn assert_plain_goes_on(server: &Handle) {
     let (mut handler, mut requester) = (Binary::connect(server), Binary::connect(server));
     handler.register("plain");

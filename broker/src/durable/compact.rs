@@ -51,6 +51,8 @@ impl Broker {
         let (mut absent, mut absent_bytes) = (Vec::new(), 0);
         for request in journal.tenants.some_of(segment) {
             match self.payload_needed(request, segment) {
+                // It comes back here when its payload has, or is needed no more.
+                Some(Payload::Stored) if self.durable(request).is_some_and(|durable| durable.stays) => {}
                 Some(Payload::Stored) if absent_bytes < STEP_BYTES => {
                     absent_bytes += self.requests.get(request).map_or(0, |it| it.content_bytes as usize);
                     absent.push(request);
@@ -83,7 +85,18 @@ impl Broker {
         durable.places.request.filter(|place| place.segment == segment).map(|_| durable.payload)
     }
 
+    /// What was left where it is can be copied forward now.
+    pub(super) fn may_move_again(&mut self, key: Key<Request>, place: Option<Location>) {
+        if let (Some(journal), Some(place)) = (&mut self.journal, place) {
+            journal.moved_in(place, key);
+        }
+    }
+
     pub(super) fn move_records(&mut self, key: Key<Request>, segment: SegmentNumber) {
+        // A copy is made of what is in memory: of what is not, there must be none.
+        if self.payload_needed(key, segment).is_some_and(Payload::is_absent) {
+            return;
+        }
         let (Some(journal), Some(request)) = (&mut self.journal, self.requests.get(key)) else { return };
         let Some(kept) = request.kept.and_then(|kept| self.kept.get_mut(kept)) else { return };
         let Some(durable) = kept.durable.as_deref_mut() else { return };

@@ -18,6 +18,7 @@
 //! | `journal` | what is written to the log, and what waits for it |
 //! | `payload` | what is kept in memory of those that wait, and when it is read back from the log |
 //! | `readback` | reading it back: what is asked of the disk, what is checked, what becomes of it if it is damaged |
+//! | `put_off` | what cannot be read for now |
 //! | `session` | coming back for it, also after the broker was away |
 //! | `reattach` | handlers that come back after a restart with what they held |
 //! | `compact` | keeping the log short |
@@ -34,6 +35,7 @@ mod failures;
 mod journal;
 mod keys;
 mod payload;
+mod put_off;
 mod readback;
 mod reattach;
 mod recovering;
@@ -82,6 +84,8 @@ pub(crate) struct Durable {
     pub(crate) payload: Payload,
     /// It is a dead letter, and is to be sent again once its payload has been read back.
     pub(crate) resends: bool,
+    /// Compaction has found its record damaged, and leaves it where it is as long as its handler may answer.
+    pub(crate) stays: bool,
     /// Ends when the handler that has it has had it for too long.
     pub(crate) lease: Option<TimerId>,
     /// Ends when a send that failed may be tried again.

@@ -6,6 +6,8 @@
 //!        ^                                             │ its turn is near; its segment is to be emptied; an operator
 //!        │  checked                                    v sends it again
 //!        └────────────────────────────────────────  Reading ── damaged ──> None: it ends with an error
+//!                                                    │  ^
+//!                                                    └──┘ out of reach: again, after a pause
 //! ```
 //!
 //! **What is dropped first** is what is needed last: what comes while the bound is reached, or while others before it in its
@@ -98,6 +100,11 @@ impl Broker {
         let (bytes, queue) = (request.content_bytes as usize, request.is_queued().then_some(request.action));
         let Some(durable) = self.durable_mut(key) else { return };
         let from = std::mem::replace(&mut durable.payload, to);
+        if durable.stays && !to.is_absent() {
+            durable.stays = false;
+            let place = durable.places.request;
+            self.may_move_again(key, place);
+        }
         self.payload_bytes.subtract(from, bytes);
         self.payload_bytes.add(to, bytes);
         if let Some(action) = queue.and_then(|action| self.actions.get_mut(action)) {

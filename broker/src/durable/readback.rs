@@ -3,16 +3,18 @@
 //! Records that lie close to each other are read in one piece. Each is checked by itself, like every record that is read; one
 //! that is not what was written there is read once more, alone, and if it is still not, its request ends: its requester is told
 //! [`Code::DurableUnavailable`], a send becomes a dead letter that cannot be sent again, and the driver is told the place
-//! ([`Output::Unreadable`]). A segment stays as long as it is read, whatever dies in it meanwhile.
+//! ([`Output::Unreadable`]). If it is compaction that finds so, and a handler has the request, that may yet be answered: the record
+//! stays where it is, and keeps its segment. What could not be read at all says nothing about what is there: see `put_off`.
+//! A segment stays as long as it is read, whatever dies in it meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use ringpost_protocol::{Code, Content, limits::MIN_COUNTED_BYTES};
 
-use super::{Payload, failures::Failure};
+use super::{Payload, failures::Failure, put_off::PutOff};
 use crate::{
-    Broker, Output, Read, ReadId, Unreadable,
+    Broker, Output, Read, ReadFault, ReadId, Unreadable,
     log::{Kind, Location, Record, Seal, SegmentNumber, Sequence, record},
     slab::Key,
     state::{Request, RequestState},
@@ -34,15 +36,16 @@ pub(super) enum Reader {
 
 /// A read that is under way.
 #[derive(Debug)]
-struct Piece {
-    segment: SegmentNumber,
+pub(super) struct Piece {
+    pub(super) segment: SegmentNumber,
     seal: Seal,
-    offset: u32,
+    pub(super) offset: u32,
     bytes: u32,
-    records: Vec<(Key<Request>, Location)>,
+    pub(super) records: Vec<(Key<Request>, Location)>,
     reader: Reader,
-    /// It is not the first try.
+    /// What was read before was not right.
     again: bool,
+    pub(super) put_off: PutOff,
 }
 
 impl Piece {
@@ -88,6 +91,8 @@ impl Piece {
 #[derive(Debug, Default)]
 pub(crate) struct Reads {
     under_way: BTreeMap<ReadId, Piece>,
+    /// Those that could not be tried, and will be again.
+    pub(super) resting: BTreeMap<ReadId, Piece>,
     count: u64,
     /// Copies that were appended, and are not written yet.
     unwritten: Vec<(Sequence, Key<Request>)>,
@@ -96,12 +101,16 @@ pub(crate) struct Reads {
 impl Reads {
     /// Whether records are read to be copied forward.
     pub(super) fn compacts(&self) -> bool {
-        self.under_way.values().any(|piece| piece.reader == Reader::Compaction)
+        self.pieces().any(|piece| piece.reader == Reader::Compaction)
+    }
+
+    fn pieces(&self) -> impl Iterator<Item = &Piece> {
+        self.under_way.values().chain(self.resting.values())
     }
 
     /// All requests that something is read for.
     pub(crate) fn requests(&self) -> impl Iterator<Item = Key<Request>> {
-        let read = self.under_way.values().flat_map(|piece| piece.records.iter().map(|(key, _)| *key));
+        let read = self.pieces().flat_map(|piece| piece.records.iter().map(|(key, _)| *key));
         read.chain(self.unwritten.iter().map(|(_, key)| *key))
     }
 }
@@ -142,10 +151,11 @@ impl Broker {
         let seal = self.journal.as_mut()?.writer.read_begins(place.segment);
         debug_assert!(seal.is_some(), "{place:?} lives, and its segment has gone");
         let (segment, offset, bytes) = (place.segment, place.offset, place.length);
-        Some(Piece { segment, seal: seal?, offset, bytes, records: vec![(key, place)], reader, again })
+        let (records, put_off) = (vec![(key, place)], PutOff::default());
+        Some(Piece { segment, seal: seal?, offset, bytes, records, reader, again, put_off })
     }
 
-    fn ask(&mut self, piece: Piece) {
+    pub(super) fn ask(&mut self, piece: Piece) {
         let Some(journal) = &mut self.journal else { return };
         journal.reads.count += 1;
         let id = ReadId(journal.reads.count);
@@ -168,11 +178,18 @@ impl Broker {
     }
 
     /// The disk has given what was asked for, or has not.
-    pub(crate) fn read_done(&mut self, id: ReadId, result: &Result<Bytes, String>) {
+    pub(crate) fn read_done(&mut self, id: ReadId, result: &Result<Bytes, ReadFault>) {
         let Some(journal) = &mut self.journal else { return };
         let Some(piece) = journal.reads.under_way.remove(&id) else {
             debug_assert!(false, "{id:?} is not under way");
             return;
+        };
+        let result = match result {
+            Err(ReadFault::Unavailable(why)) if self.is_wanted(&piece) => {
+                return self.put_off(id, piece, why);
+            }
+            Err(ReadFault::Damaged(why) | ReadFault::Unavailable(why)) => Err(why),
+            Ok(bytes) => Ok(bytes),
         };
         let mut actions = BTreeSet::new();
         for &(key, place) in &piece.records {
@@ -183,7 +200,7 @@ impl Broker {
                 continue;
             }
             let content =
-                result.as_ref().map_err(Clone::clone).and_then(|it| piece.content(it, place, request.count));
+                result.map_err(Clone::clone).and_then(|bytes| piece.content(bytes, place, request.count));
             match content {
                 Ok(content) => {
                     self.take_back(key, content);
@@ -194,6 +211,9 @@ impl Broker {
                     if let Some(alone) = self.piece(key, place, piece.reader, true) {
                         self.ask(alone);
                     }
+                }
+                Err(why) if piece.reader == Reader::Compaction && self.may_be_answered(key) => {
+                    self.leave_where_it_is(key, place, why);
                 }
                 Err(why) => {
                     let action = self.requests.get(key).filter(|it| it.is_queued()).map(|it| it.action);
@@ -248,6 +268,26 @@ impl Broker {
         }
     }
 
+    /// Whether a handler has a request, as far as is known.
+    fn may_be_answered(&self, key: Key<Request>) -> bool {
+        let held = self.requests.get(key).is_some_and(|it| matches!(it.state, RequestState::Delivered(_)));
+        held || self.durable(key).is_some_and(|durable| durable.former.is_some())
+    }
+
+    /// A damaged record that was to be copied forward belongs to a request that a handler may yet answer, and then nobody misses
+    /// what is damaged. If it is needed after all, it is read again, and found damaged again.
+    #[cold]
+    fn leave_where_it_is(&mut self, key: Key<Request>, place: Location, why: String) {
+        self.counters.left_damaged += 1;
+        let Some(count) = self.requests.get(key).map(|request| request.count) else { return };
+        let (segment, offset) = (place.segment, place.offset);
+        self.outputs.push_back(Output::Unreadable(Unreadable { count, segment, offset, why, ended: false }));
+        if let Some(durable) = self.durable_mut(key) {
+            durable.stays = true;
+        }
+        self.set_payload(key, Payload::Stored);
+    }
+
     /// What was accepted is not there any more as it was: that is said to all whom it concerns, and never passed over.
     #[cold]
     fn is_unreadable(&mut self, key: Key<Request>, place: Location, why: String) {
@@ -260,7 +300,7 @@ impl Broker {
             place.segment, place.offset
         );
         let (segment, offset) = (place.segment, place.offset);
-        self.outputs.push_back(Output::Unreadable(Unreadable { count, segment, offset, why }));
+        self.outputs.push_back(Output::Unreadable(Unreadable { count, segment, offset, why, ended: true }));
         self.set_payload(key, Payload::None);
         if !dead {
             self.call_back(key);

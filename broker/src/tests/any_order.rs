@@ -242,7 +242,7 @@ impl World {
                     assert!(!std::mem::replace(&mut peer.ending, true), "{conn} is closed once");
                 }
                 Output::Full { .. } => panic!("there is no bound"),
-                Output::Read(_) | Output::Unreadable(_) => panic!("there is no log"),
+                Output::Read(_) | Output::Unreadable(_) | Output::Unavailable(_) => panic!("there is no log"),
                 Output::PeersChanged => panic!("there are no peers"),
                 Output::Drained => assert_eq!(self.broker.open_requests(), 0),
             }

@@ -304,7 +304,7 @@ impl<'a> World<'a> {
                         self.input(Input::Unclogged { conn });
                     }
                 }
-                Output::Read(_) | Output::Unreadable(_) => panic!("there is no log"),
+                Output::Read(_) | Output::Unreadable(_) | Output::Unavailable(_) => panic!("there is no log"),
                 // A hello may say that it comes from a server.
                 Output::PeersChanged => {}
                 Output::Drained => assert_eq!(self.broker.open_requests(), 0),

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ringpost_broker::{
-    Broker, Input, Read, ReadId,
-    log::{Fault, Operation, OperationId},
+    Broker, Input, Read, ReadFault, ReadId, Unavailable, Unreadable,
+    log::{Fault, Operation, OperationId, names},
 };
 use ringpost_protocol::time::Now;
 
-use super::{Leaving, Shard};
+use super::{Leaving, Shard, State};
 use crate::{
     Config,
     storage::{LogFiles, Storage, StorageError},
@@ -90,11 +90,16 @@ impl Shard {
     }
 
     /// It was read, or could not be.
-    pub(crate) fn read_done(&self, id: ReadId, result: Result<Bytes, String>) {
-        self.turn(|state, now| {
+    pub(crate) fn read_done(&self, id: ReadId, result: Result<Bytes, ReadFault>) {
+        let out_of_reach = self.turn(|state, now| {
             state.broker.handle(Input::Read { id, result }, now);
             state.act(now);
+            state.log_out_of_reach
         });
+        if out_of_reach {
+            self.log_failed.set(true);
+            self.stop();
+        }
     }
 
     /// Something that the log wanted has been done, or has not.
@@ -133,5 +138,53 @@ impl Shard {
     /// Whether the log was told to stop and has done so, or never will.
     pub(crate) fn log_has_stopped(&self) -> bool {
         self.state.borrow_mut().broker.log().is_none_or(|log| log.stopped() || log.failed().is_some())
+    }
+}
+
+impl State {
+    /// A record of the log is damaged.
+    pub(super) fn report_unreadable(&self, what: &Unreadable) {
+        let Unreadable { count, segment, offset, why, ended } = what;
+        let (request, file) = (format!("{count:x}"), names::segment(*segment));
+        let becomes = match ended {
+            true => "it cannot be read back, and has ended with an error",
+            false => "a handler has it and may yet answer: the record stays where it is",
+        };
+        tracing::error!(
+            request,
+            file,
+            offset,
+            why,
+            "the log is damaged, within a request that had been accepted: {becomes}. `ringpost log verify` looks for more; this \
+             disk should be replaced"
+        );
+    }
+
+    /// A part of the log could not be read for now.
+    pub(super) fn report_unavailable(&mut self, what: &Unavailable, now: Now) {
+        let Unavailable { segment, offset, tries, why, again_after } = what;
+        let file = names::segment(*segment);
+        let Some(again_after) = again_after else {
+            self.log_out_of_reach = true;
+            return tracing::error!(
+                file,
+                offset,
+                tries,
+                why,
+                "the log cannot be read, and the server ends: nothing is lost, all that was accepted is in the log. Remove the \
+                 cause (files, memory, descriptors: `ulimit -n`), then start it again"
+            );
+        };
+        if let Some(left_out) = self.unavailable_lines.line(now.mono) {
+            tracing::warn!(
+                file,
+                offset,
+                tries,
+                why,
+                left_out,
+                ?again_after,
+                "the log cannot be read for now: requests wait until it can"
+            );
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Messages on their way: out of a read into the core, and out of the core into what waits to be sent.
 
 use bytes::BytesMut;
-use ringpost_broker::{CloseReason, ConnId, Input, Output, RefusalCause, Unreadable, log::names};
+use ringpost_broker::{CloseReason, ConnId, Input, Output, RefusalCause};
 use ringpost_protocol::{
     WireError,
     dialect::{Decoded, Dialect},
@@ -148,19 +148,9 @@ impl State {
                 }
                 Output::Full { conn } => self.make_room(*conn, now),
                 Output::Read(read) => self.reads.push_back(*read),
-                Output::Unreadable(what) => {
-                    let Unreadable { count, segment, offset, why } = what;
-                    let (request, file) = (format!("{count:x}"), names::segment(*segment));
-                    tracing::error!(
-                        request,
-                        file,
-                        offset,
-                        why,
-                        "the log is damaged: a request that had been accepted cannot be read back, and has ended with an \
-                         error. `ringpost log verify` looks for more; this disk should be replaced"
-                    );
-                }
                 Output::PeersChanged => self.peers_changed(now),
+                Output::Unreadable(what) => self.report_unreadable(what),
+                Output::Unavailable(what) => self.report_unavailable(what, now),
                 Output::Drained => self.end_all(now),
             }
         }

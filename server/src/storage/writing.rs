@@ -3,9 +3,12 @@
 use std::{cell::RefCell, collections::BTreeMap};
 
 use bytes::{Bytes, BytesMut};
-use ringpost_broker::log::{
-    Action, Fault, SegmentNumber,
-    names::{self, MANIFEST},
+use ringpost_broker::{
+    ReadFault,
+    log::{
+        Action, Fault, SegmentNumber,
+        names::{self, MANIFEST},
+    },
 };
 use ringpost_io::{
     directory::Directory,
@@ -40,19 +43,19 @@ impl Performer {
         })
     }
 
-    /// Reads a part of a segment, all of it. The error is for people.
+    /// Reads a part of a segment, all of it.
     pub(crate) async fn read(
         &self,
         segment: SegmentNumber,
         offset: u32,
         bytes: u32,
-    ) -> Result<Bytes, String> {
+    ) -> Result<Bytes, ReadFault> {
         let known = self.read.borrow().get(&segment).cloned();
         let file = match known {
             Some(file) => file,
             None => {
                 let opened = self.directory.open_file(names::segment(segment), Open::Read).await;
-                let file = opened.map_err(|error| error.to_string())?;
+                let file = opened.map_err(read_fault)?;
                 let mut read = self.read.borrow_mut();
                 if read.len() >= MOST_READ {
                     read.pop_first();
@@ -63,7 +66,7 @@ impl Performer {
         };
         let buffer = BytesMut::with_capacity(bytes as usize);
         let (result, buffer) = file.read_exact_at(buffer, bytes as usize, offset.into()).await;
-        result.map(|()| buffer.freeze()).map_err(|error| error.to_string())
+        result.map(|()| buffer.freeze()).map_err(read_fault)
     }
 
     async fn try_to(&self, action: Action) -> Result<(), FileError> {
@@ -110,4 +113,10 @@ impl Performer {
         self.open.borrow_mut().insert(segment, file.clone());
         Ok(file)
     }
+}
+
+/// Only what the disk says of the bytes themselves may end a request.
+fn read_fault(error: FileError) -> ReadFault {
+    let why = error.to_string();
+    if error.is_damage() { ReadFault::Damaged(why) } else { ReadFault::Unavailable(why) }
 }

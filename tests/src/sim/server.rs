@@ -474,6 +474,9 @@ impl Server {
                 Output::Read(read) => effects.push(Effect::Read(read)),
                 // The book takes note of it.
                 Output::Unreadable(_) => {}
+                Output::Unavailable(what) => {
+                    effects.extend(what.again_after.is_none().then_some(Effect::LogFailed));
+                }
                 Output::Drained => effects.push(Effect::Drained),
                 Output::PeersChanged => {}
                 Output::Full { conn } => self.make_room(conn, now),

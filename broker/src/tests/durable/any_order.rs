@@ -3,6 +3,7 @@
 use ringpost_protocol::{encode_headers, message::Tag};
 
 use super::{super::any_order::Random, *};
+use crate::ReadFault;
 
 const STEPS: usize = 400;
 
@@ -87,9 +88,16 @@ impl World {
         self.listen();
     }
 
-    /// The disk reads something, and now and then not what is there.
+    /// The disk reads something, and now and then not what is there, or it cannot be asked.
     fn read(&mut self) {
         let place = self.random.below(3) as usize;
+        if self.random.one_in(4) {
+            if let Some(read) = self.logged.reads.pop_front() {
+                let result = Err(ReadFault::Unavailable("no descriptors".to_owned()));
+                self.logged.input(Input::Read { id: read.id, result });
+            }
+            return;
+        }
         let flip = self.random.one_in(3).then(|| self.random.below(8 << 20));
         self.logged.read(place.min(self.logged.reads.len().saturating_sub(1)), |bytes| {
             if let Some(bit) = flip.map(|bit| bit as usize % (bytes.len() * 8)) {

@@ -1,6 +1,7 @@
 //! Payloads over the bound are only in the log: what is dispatched, and when, is the same.
 
 use super::*;
+use crate::ReadFault;
 
 /// A log whose broker holds so many bytes of payloads.
 fn with_memory(queue_memory_bytes: usize) -> Logged {
@@ -196,7 +197,7 @@ fn an_unreadable_send_is_a_dead_letter() {
     let handler = logged.handler("sum", 1);
     for _ in 0..2 {
         let id = logged.reads.pop_front().unwrap().id;
-        logged.input(Input::Read { id, result: Err("an error of the disk".to_owned()) });
+        logged.input(Input::Read { id, result: Err(ReadFault::Damaged("an error of the disk".to_owned())) });
     }
     logged.sync();
     assert_eq!((logged.broker.dead.len(), logged.deliveries(handler).len()), (1, 0));
@@ -204,6 +205,183 @@ fn an_unreadable_send_is_a_dead_letter() {
     logged.restart();
     assert_eq!(logged.broker.dead.len(), 1);
     assert!(!logged.stage.broker.resend(1), "nor after a restart");
+}
+
+/// What is out of reach is not damaged: it is asked for again, after pauses that grow, and nobody's request ends by it. When it can
+/// be read, all of it is dispatched in its order.
+#[test]
+fn what_is_out_of_reach_is_waited_for() {
+    let mut logged = with_memory(0);
+    let requester = logged.named("r");
+    ask(&mut logged, requester, 10, durable);
+    let handler = logged.handler("sum", 20);
+    for tries in 1..=12 {
+        refuse(&mut logged);
+        let told = logged.unavailable.pop().unwrap();
+        assert_eq!((told.tries, told.segment.0, told.why.as_str()), (tries, 1, "no descriptors"));
+        let pause = told.again_after.unwrap();
+        assert_eq!(pause, Duration::from_millis(20 << (tries - 1).min(6)).min(Duration::from_secs(1)));
+        logged.pass(pause - Duration::from_millis(1));
+        assert!(logged.reads.is_empty(), "not before its time");
+        logged.pass(Duration::from_millis(1));
+    }
+    logged.read_all();
+    let delivered = logged.deliveries(handler);
+    assert!(delivered.iter().zip(1..=10).all(|(deliver, number)| carries(deliver, number)), "{delivered:?}");
+    let counters = logged.broker.counters();
+    assert_eq!((delivered.len(), counters.reads_put_off, counters.unreadable), (10, 12, 0));
+    assert_eq!(logged.codes(requester), []);
+}
+
+/// The disk cannot be asked for what it was asked for first.
+fn refuse(logged: &mut Logged) {
+    let id = logged.reads.pop_front().unwrap().id;
+    let result = Err(ReadFault::Unavailable("no descriptors".to_owned()));
+    logged.input(Input::Read { id, result });
+}
+
+/// What stays out of reach is given up after half a minute: not the requests, but the server, whose next start finds them all.
+#[test]
+fn out_of_reach_for_too_long() {
+    let mut logged = with_memory(0);
+    let requester = logged.named("r");
+    ask(&mut logged, requester, 3, durable);
+    logged.handler("sum", 20);
+    let begun = logged.now.mono;
+    loop {
+        refuse(&mut logged);
+        let told = logged.unavailable.pop().unwrap();
+        let Some(pause) = told.again_after else { break };
+        logged.pass(pause);
+    }
+    let tried = logged.now.mono.since(begun);
+    assert!((Duration::from_secs(30)..Duration::from_secs(32)).contains(&tried), "{tried:?}");
+    assert_eq!((logged.codes(requester), logged.broker.counters.unreadable), (vec![], 0));
+    logged.pass(HOUR);
+    assert!(logged.reads.is_empty(), "it is not tried any more");
+    logged.restart();
+    let handler = logged.handler("sum", 20);
+    let delivered = dispatched(&mut logged, handler);
+    assert!(delivered.len() == 3 && delivered.iter().zip(1..).all(|(it, number)| carries(it, number)));
+}
+
+/// What ends while it is out of reach has ended, and holds no segment any more.
+#[test]
+fn what_ends_while_it_is_out_of_reach() {
+    let mut logged = with_memory(0);
+    let requester = logged.named("r");
+    ask(&mut logged, requester, 1, durable);
+    let handler = logged.handler("sum", 1);
+    refuse(&mut logged);
+    logged.say(requester, ClientMessage::Cancel(Target::Number(1)));
+    logged.sync();
+    assert_eq!(logged.codes(requester), [(1, Some(Code::Cancelled))]);
+    logged.pass(Duration::from_secs(1));
+    refuse(&mut logged);
+    logged.pass(HOUR);
+    assert!(logged.reads.is_empty() && logged.deliveries(handler).is_empty());
+    let reads = &logged.broker.journal.as_ref().unwrap().reads;
+    assert_eq!(reads.requests().count(), 0);
+}
+
+/// Requests through many segments, all of which but the first are handled, while a handler holds the first, whose record is only in
+/// the log: the log wants to copy that forward.
+fn held_in_an_old_segment() -> (Logged, ConnId, ConnId, Deliver) {
+    let mut logged = with_memory(0);
+    let (requester, holder) = (logged.named("r"), logged.handler("sum", 1));
+    ask(&mut logged, requester, 1, durable);
+    let held = dispatched(&mut logged, holder).remove(0);
+    let other = logged.handler("other", 1);
+    let mut sequence = 0;
+    while logged.reads.is_empty() {
+        sequence += 1;
+        assert!(sequence < 500, "the oldest segment is to be emptied");
+        logged.request(requester, sequence + 1, |request| {
+            durable_send(request);
+            request.content = Content::from_parts(b"other", b"{}", b"", data(sequence).as_bytes());
+        });
+        logged.sync();
+        logged.deliveries(other).iter().for_each(|it| logged.answered(other, it.delivery, sequence));
+        logged.sync();
+    }
+    (logged, requester, holder, held)
+}
+
+fn oldest_segment(logged: &Logged) -> u64 {
+    let names = logged.disk.list().unwrap();
+    let numbers = names.iter().filter_map(|name| name.strip_suffix(".segment"));
+    numbers.map(|number| u64::from_str_radix(number, 16).unwrap()).min().unwrap()
+}
+
+/// Compaction finds a record damaged whose request a handler has: the record stays, and with it its segment; the handler's answer
+/// counts, and then the segment goes.
+#[test]
+fn damage_does_not_end_what_a_handler_has() {
+    let (mut logged, requester, holder, held) = held_in_an_old_segment();
+    for _ in 0..2 {
+        logged.read(0, |bytes| bytes[40] ^= 1);
+    }
+    let told = logged.unreadable.pop().unwrap();
+    assert_eq!((told.segment.0, told.ended, logged.reads.len()), (1, false, 0));
+    let counters = logged.broker.counters();
+    assert_eq!((counters.unreadable, counters.left_damaged), (0, 1));
+    logged.sync();
+    assert!(logged.reads.is_empty() && oldest_segment(&logged) == 1, "it is left alone");
+    assert_eq!(logged.take(holder), [], "nobody calls it back");
+    logged.take(requester);
+    logged.answered(holder, held.delivery, 1);
+    for _ in 0..3 {
+        logged.sync();
+    }
+    let reply = logged.replies(requester).remove(0);
+    assert_eq!((reply.number, reply.code, reply.content.payload()), (1, None, &b"3"[..]));
+    assert!(oldest_segment(&logged) > 1, "its outcome was copied forward");
+    logged.restart();
+    let requester = logged.named("r");
+    assert_eq!(logged.resume(requester, 1, &[1]), [(1, OpenState::Outcome)]);
+}
+
+/// What was left damaged is needed after all, since its handler is lost: then its request ends, with an error that says so, and the
+/// segment goes.
+#[test]
+fn damage_ends_what_a_handler_has_lost() {
+    let (mut logged, requester, holder, _) = held_in_an_old_segment();
+    for _ in 0..2 {
+        logged.read(0, |bytes| bytes[40] ^= 1);
+    }
+    logged.take(requester);
+    logged.input(Input::Closed { conn: holder });
+    logged.handler("sum", 1);
+    for _ in 0..2 {
+        assert!(logged.read(0, |bytes| bytes[40] ^= 1), "it is read for its next handler");
+    }
+    for _ in 0..3 {
+        logged.sync();
+    }
+    assert_eq!(logged.codes(requester), [(1, Some(Code::DurableUnavailable))]);
+    assert_eq!(logged.broker.counters.unreadable, 1);
+    assert!(oldest_segment(&logged) > 1);
+}
+
+/// What compaction cannot read for now keeps its segment until it can be read, and is then copied whole.
+#[test]
+fn compaction_waits_for_what_is_out_of_reach() {
+    let (mut logged, _, holder, _) = held_in_an_old_segment();
+    for _ in 0..5 {
+        refuse(&mut logged);
+        logged.sync();
+        assert_eq!(oldest_segment(&logged), 1);
+        logged.pass(Duration::from_secs(1));
+    }
+    logged.read_all();
+    for _ in 0..3 {
+        logged.sync();
+    }
+    assert!(oldest_segment(&logged) > 1);
+    logged.input(Input::Closed { conn: holder });
+    let next = logged.handler("sum", 1);
+    let delivered = dispatched(&mut logged, next);
+    assert!(delivered.len() == 1 && carries(&delivered[0], 1), "{delivered:?}");
 }
 
 /// A dead letter whose data is only in the log is read, and then sent again, whole.

@@ -326,7 +326,7 @@ impl World {
                 Output::Send { conn, message } => self.sent(node, conn, message),
                 Output::Close { conn, .. } => self.closed(node, conn),
                 Output::PeersChanged => self.peers_changed(node),
-                Output::Read(_) | Output::Unreadable(_) => panic!("there is no log"),
+                Output::Read(_) | Output::Unreadable(_) | Output::Unavailable(_) => panic!("there is no log"),
                 Output::Full { .. } | Output::Drained => panic!("nobody asked for that"),
             }
         }

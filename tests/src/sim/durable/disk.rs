@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use ringpost_broker::{
-    Read, Restore,
+    Read, ReadFault, Restore,
     log::{
         Action, Config, Fault, LogId, Operation, OperationId, SyncPolicy, Writer,
         files::Files,
@@ -112,17 +112,20 @@ impl Disk {
     }
 
     /// Reads a part of a segment for a server that runs: what is seen there, or now and then something else.
-    pub(crate) fn read(&mut self, read: Read) -> Result<Bytes, String> {
+    pub(crate) fn read(&mut self, read: Read) -> Result<Bytes, ReadFault> {
+        if self.rng.chance(self.settings.bad_reads) {
+            return Err(ReadFault::Unavailable("too many open files".to_owned()));
+        }
         let mut bytes = vec![0; read.bytes as usize];
         let name = names::segment(read.segment);
         let count = self.twin.read_at(&name, read.offset.into(), &mut bytes);
-        if count.map_err(|error| format!("{name}: {error}"))? < bytes.len() {
-            return Err(format!("{name} ends within {read:?}"));
+        if count.map_err(|error| ReadFault::Unavailable(format!("{name}: {error}")))? < bytes.len() {
+            return Err(ReadFault::Damaged(format!("{name} ends within {read:?}")));
         }
         if self.rng.chance(self.settings.bad_reads) {
             self.bad_reads += 1;
             if self.rng.chance(200) {
-                return Err("an error of the disk".to_owned());
+                return Err(ReadFault::Damaged("an error of the disk".to_owned()));
             }
             let bit = self.rng.below(bytes.len() as u64 * 8) as usize;
             bytes[bit / 8] ^= 1 << (bit % 8);

@@ -46,7 +46,8 @@ pub struct LogSettings {
     pub queue_memory_bytes: usize,
     /// How long it takes to read it at a start, in microseconds: 0 if it has been read before anybody is served.
     pub recovery: u64,
-    /// Thousandths of reads, while the server runs, that bring something else than what is there, or nothing.
+    /// Thousandths of reads, while the server runs, that bring something else than what is there, or nothing; as many more
+    /// cannot be tried for now.
     pub bad_reads: u64,
 }
 
@@ -85,7 +86,9 @@ impl Durable {
     pub(crate) fn said(&mut self, output: &Output, time: u64) -> Verdict {
         if let Output::Unreadable(what) = output {
             ensure!(self.disk.bad_reads() > 0, Truth, "{what:?}, and the disk has read what is there");
-            self.book.damaged.insert(what.count);
+            if what.ended {
+                self.book.damaged.insert(what.count);
+            }
         }
         if self.disk.lies() {
             return Ok(());

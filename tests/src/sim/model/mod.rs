@@ -280,7 +280,7 @@ impl Model {
                 }
                 Ok(())
             }
-            Output::Read(_) | Output::Unreadable(_) => {
+            Output::Read(_) | Output::Unreadable(_) | Output::Unavailable(_) => {
                 ensure!(false, Truth, "{output:?}, and there is no log");
                 Ok(())
             }
