@@ -370,6 +370,7 @@ impl Broker {
         let (code, waited) = (request.ends_with, self.now.mono.since(request.received.mono));
         let what = match &request.state {
             RequestState::Logging | RequestState::Queued => "no handler had credit for it",
+            RequestState::Inquiring => "the server could not read all of it from its log",
             _ => "the handler has not answered",
         };
         let message = format!("{what} within {} ms", waited.as_millis());

@@ -13,6 +13,7 @@ use ringpost_protocol::{
 
 use crate::{
     CloseReason, Config, ConnId, Counters, Input, LinkReport, Output,
+    control::Inquiry,
     durable::{Formers, Journal, PayloadBytes},
     log::Writer,
     receivers::Receivers,
@@ -51,6 +52,8 @@ pub struct Broker {
     pub(crate) payload_bytes: PayloadBytes,
     /// Requests that are over, and only kept for their keys.
     pub(crate) claimed: usize,
+    /// What operators have asked for that takes more than a turn, in line.
+    pub(crate) inquiries: VecDeque<Inquiry>,
     /// `None` without a data directory.
     pub(crate) journal: Option<Journal>,
     pub(crate) timers: Wheel<Timer>,
@@ -116,6 +119,7 @@ impl Broker {
             keys: Table::with_hasher(hash_state.clone()),
             payload_bytes: PayloadBytes::default(),
             claimed: 0,
+            inquiries: VecDeque::new(),
             journal: None,
             timers: Wheel::new(),
             receivers: Receivers::default(),

@@ -410,7 +410,13 @@ impl Broker {
         self.end_plain(key, code, content, handled);
     }
 
-    fn end_plain(&mut self, key: Key<Request>, code: Option<Code>, content: Content, handled: bool) {
+    pub(crate) fn end_plain(
+        &mut self,
+        key: Key<Request>,
+        code: Option<Code>,
+        content: Content,
+        handled: bool,
+    ) {
         let Some(request) = self.forget(key) else { return };
         let session = request.session;
         if request.wants_reply() {

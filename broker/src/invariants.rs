@@ -53,6 +53,10 @@ impl Broker {
             assert_eq!(durable.is_some(), request.is_durable(), "what is durable of {key:?}");
             match &request.state {
                 RequestState::Logging => {}
+                RequestState::Inquiring => {
+                    let asked = self.inquiries.iter().filter(|inquiry| inquiry.asker == Some(key));
+                    assert_eq!(asked.count(), 1, "{key:?} is worked at");
+                }
                 RequestState::Resting => assert!(durable.is_some(), "{key:?} rests"),
                 RequestState::Dead => {
                     assert_eq!(self.dead.get(&request.count), Some(&key), "{key:?} is a dead letter");

@@ -207,6 +207,8 @@ pub(crate) enum RequestState {
     Dead,
     /// Durable: its outcome is kept until nobody needs it any more.
     Decided,
+    /// An operator's, which the core answers itself, and has not yet.
+    Inquiring,
 }
 
 #[derive(Debug)]

@@ -140,8 +140,16 @@ impl ServerArgs {
     /// # Errors
     /// As [`ServerArgs::connect`], and those of requests.
     pub(crate) async fn ask(&self, action: &str, data: &str) -> Result<Reply, Error> {
+        self.ask_for(action, data, self.connect_timeout).await
+    }
+
+    /// The same, of what may take its time.
+    ///
+    /// # Errors
+    /// The same.
+    pub(crate) async fn ask_for(&self, action: &str, data: &str, timeout: Duration) -> Result<Reply, Error> {
         let client = self.connect().await?;
-        let reply = client.request_bytes(action, data).timeout(self.connect_timeout).await;
+        let reply = client.request_bytes(action, data).timeout(timeout).await;
         client.close().await;
         reply
     }

@@ -1,8 +1,9 @@
 //! `ringpost actions`, `connections` and `queue`: what the server tells of itself, as tables or as its own JSON.
 
-use std::fmt::Write;
+use std::{fmt::Write, future::Future, time::Duration};
 
 use clap::{Args, Subcommand};
+use ringpost::{Error, Reply};
 use serde_json::{Value, json};
 
 use crate::{
@@ -57,7 +58,7 @@ pub(crate) struct Format {
 enum Queue {
     /// The actions for which something waits
     List,
-    /// The first requests that wait for an action, with the beginning of their data, if that is in memory
+    /// The first requests that wait for an action, with the beginning of their data
     Peek {
         /// The action
         #[arg(value_parser = args::action)]
@@ -152,9 +153,26 @@ pub(crate) fn queue(args: &QueueArgs, server: &ServerArgs) -> Outcome {
 }
 
 pub(crate) fn ask(server: &ServerArgs, what: &str, action: &str, data: &Value) -> Outcome<Value> {
+    answered(server, what, server.ask(action, &data.to_string()))
+}
+
+/// The same, of what may take its time.
+pub(crate) fn ask_for(
+    server: &ServerArgs,
+    what: &str,
+    (action, data): (&str, &Value),
+    timeout: Duration,
+) -> Outcome<Value> {
+    answered(server, what, server.ask_for(action, &data.to_string(), timeout))
+}
+
+fn answered(
+    server: &ServerArgs,
+    what: &str,
+    asked: impl Future<Output = Result<Reply, Error>>,
+) -> Outcome<Value> {
     client::block_on(async {
-        let reply =
-            server.ask(action, &data.to_string()).await.map_err(|error| server.failure(what, &error))?;
+        let reply = asked.await.map_err(|error| server.failure(what, &error))?;
         reply.data().map_err(|error| server.failure(what, &error))
     })
 }

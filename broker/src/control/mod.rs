@@ -1,4 +1,5 @@
-//! The server's own actions: `$sys.…`. They are answered at once, by the core itself. The first two are for everybody; what
+//! The server's own actions: `$sys.…`. They are answered by the core itself, at once if nothing has to be read from the log for
+//! that. The first two are for everybody; what
 //! names others, or changes anything, is for keys that may: see `permissions`.
 //!
 //! | action | data | reply |
@@ -27,7 +28,11 @@ use crate::{
     state::{Kept, Session},
 };
 
+pub(crate) use self::inquiry::Inquiry;
+use self::inquiry::Work;
+
 mod dead;
+mod inquiry;
 mod lists;
 mod peers;
 mod queues;
@@ -38,9 +43,26 @@ const KNOWN: &str = "`$sys.stats`, `$sys.receivers`, `$sys.actions`, `$sys.conne
 /// Why a control request could not be done: the code and the message of its reply.
 type Refused = (Code, String);
 
-/// The beginning of a request's data; `null` where that is only in the log, for want of room in `--queue-memory`.
+/// What becomes of a control request.
+enum Answer {
+    Now(Bytes),
+    Later(Work),
+}
+
+impl From<Value> for Answer {
+    fn from(answer: Value) -> Self {
+        Self::Now(answer.to_string().into())
+    }
+}
+
+/// Whether a request's data is only in the log, for want of room in `--queue-memory`.
+fn is_stored(kept: &Kept) -> bool {
+    kept.durable.as_deref().is_some_and(|durable| durable.payload.is_absent())
+}
+
+/// The beginning of a request's data; `null` where that is not in memory.
 fn shown(kept: &Kept, bytes: usize) -> Value {
-    if kept.durable.as_deref().is_some_and(|durable| durable.payload.is_absent()) {
+    if is_stored(kept) {
         return Value::Null;
     }
     let data = kept.content.payload();
@@ -64,7 +86,8 @@ impl Broker {
             None => self.control(conn, &asked.content),
         };
         let (code, mut content) = match answer {
-            Ok(text) => (None, Content::from_payload(text)),
+            Ok(Answer::Now(text)) => (None, Content::from_payload(text)),
+            Ok(Answer::Later(work)) => return self.inquire(conn, session, speaks, asked, work),
             Err((code, message)) => (Some(code), Content::from_payload(message)),
         };
         content.count_large(MIN_COUNTED_BYTES, &self.large);
@@ -77,19 +100,19 @@ impl Broker {
     }
 
     /// What the server says: JSON text.
-    fn control(&mut self, conn: ConnId, content: &Content) -> Result<Bytes, Refused> {
+    fn control(&mut self, conn: ConnId, content: &Content) -> Result<Answer, Refused> {
         match content.name() {
             // What is in the log is not there yet: nobody is told that there is nothing.
             b"$sys.queues" | b"$sys.dead" if self.recovering => {
                 Err((Code::Recovering, RECOVERING.to_owned()))
             }
-            b"$sys.stats" => Ok(self.stats().into()),
-            b"$sys.receivers" => Ok(self.receivers_for(conn)),
-            b"$sys.actions" => Ok(self.list_actions().to_string().into()),
-            b"$sys.connections" => Ok(self.list_connections().to_string().into()),
-            b"$sys.peers" => Ok(self.list_peers().to_string().into()),
-            b"$sys.queues" => self.queues(content.payload()).map(|answer| answer.to_string().into()),
-            b"$sys.dead" => self.dead_letters(content.payload()).map(|answer| answer.to_string().into()),
+            b"$sys.stats" => Ok(Answer::Now(self.stats().into())),
+            b"$sys.receivers" => Ok(Answer::Now(self.receivers_for(conn))),
+            b"$sys.actions" => Ok(self.list_actions().into()),
+            b"$sys.connections" => Ok(self.list_connections().into()),
+            b"$sys.peers" => Ok(self.list_peers().into()),
+            b"$sys.queues" => self.queues(content.payload()),
+            b"$sys.dead" => self.dead_letters(content.payload()),
             name => {
                 let name = String::from_utf8_lossy(name);
                 let message = format!("`{name}` is not one of the server's own actions: there are {KNOWN}");

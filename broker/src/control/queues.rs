@@ -3,14 +3,19 @@
 //! | data | reply |
 //! |---|---|
 //! | `null` or `{"op":"list"}` | the queues with something in them, sorted by action |
-//! | `{"op":"peek","action":A,"count":N}` | the first requests that wait for A, at most 100, with the beginning of their data |
+//! | `{"op":"peek","action":A,"count":N}` | the first requests that wait for A, at most 100, with the beginning of their data, which
+//! is read from the log if it is only there |
 //! | `{"op":"purge","action":A}` | ends all that wait for A with `cancelled`; how many |
 //! | `{"op":"cancel","requestId":R}` | ends one request, waiting or not, with `cancelled`; whether it was there |
 
 use ringpost_protocol::Code;
 use serde_json::{Value, json};
 
-use super::{Refused, shown};
+use super::{
+    Answer, Refused,
+    inquiry::{Shown, Work},
+    shown,
+};
 use crate::{
     Broker,
     slab::Key,
@@ -26,16 +31,17 @@ const USAGE: &str =
     "give no data, or an `op`: list, peek (action, count), purge (action), cancel (requestId)";
 
 impl Broker {
-    pub(super) fn queues(&mut self, data: &[u8]) -> Result<Value, Refused> {
+    pub(super) fn queues(&mut self, data: &[u8]) -> Result<Answer, Refused> {
         let malformed = |message: String| (Code::Malformed, message);
         let data = if data.is_empty() { b"null" } else { data };
         let data: Value =
             serde_json::from_slice(data).map_err(|error| malformed(format!("{error}: {USAGE}")))?;
         match (data.is_null(), data["op"].as_str()) {
-            (true, _) | (_, Some("list")) => Ok(self.list_queues()),
+            (true, _) | (_, Some("list")) => Ok(self.list_queues().into()),
             (_, Some("peek")) => {
                 let count = data["count"].as_u64().unwrap_or(PEEK_COUNT).min(MAX_PEEK_COUNT);
-                Ok(self.peek(self.action_called(&data)?, count as usize))
+                let waiting = self.waiting_for(self.action_called(&data)?);
+                Ok(Answer::Later(Work::show(waiting.take(count as usize).collect(), Shown::Queue)))
             }
             (_, Some("purge")) => {
                 let waiting = self.waiting_for(self.action_called(&data)?).collect::<Vec<_>>();
@@ -45,7 +51,7 @@ impl Broker {
                 for request in waiting {
                     self.end_by_operator(request);
                 }
-                Ok(json!({ "ended": ended }))
+                Ok(json!({ "ended": ended }).into())
             }
             (_, Some("cancel")) => {
                 let id =
@@ -56,7 +62,7 @@ impl Broker {
                     self.call_back(request);
                     self.end_by_operator(request);
                 }
-                Ok(json!({ "ended": u8::from(found.is_some()) }))
+                Ok(json!({ "ended": u8::from(found.is_some()) }).into())
             }
             _ => Err(malformed(USAGE.to_owned())),
         }
@@ -77,19 +83,17 @@ impl Broker {
         queues.into_iter().map(describe).collect()
     }
 
-    fn peek(&self, action: Key<Action>, count: usize) -> Value {
-        let describe = |key: Key<Request>| {
-            let (request, kept) = (self.requests.get(key)?, self.kept_of(key)?);
-            Some(json!({
-                "requestId": self.id_of(request),
-                "attempts": request.attempt,
-                "ageMs": self.age_ms(request),
-                "timeLeftMs": request.deadline.since(self.now.mono).as_millis() as u64,
-                "bytes": request.content_bytes,
-                "data": shown(kept, PEEK_BYTES),
-            }))
-        };
-        self.waiting_for(action).take(count).filter_map(describe).collect()
+    /// A request that waits, unless it has had its turn meanwhile.
+    pub(super) fn describe_waiting(&self, key: Key<Request>) -> Option<Value> {
+        let request = self.requests.get(key).filter(|request| request.is_queued())?;
+        Some(json!({
+            "requestId": self.id_of(request),
+            "attempts": request.attempt,
+            "ageMs": self.age_ms(request),
+            "timeLeftMs": request.deadline.since(self.now.mono).as_millis() as u64,
+            "bytes": request.content_bytes,
+            "data": shown(self.kept_of(key)?, PEEK_BYTES),
+        }))
     }
 
     /// Requests that wait for an action, in the order in which they will be dispatched.

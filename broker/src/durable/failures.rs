@@ -17,7 +17,7 @@ use ringpost_protocol::{
     time::TimerId,
 };
 
-use super::{DEFAULT_TTL, Gate, Payload, decide::Answered};
+use super::{DEFAULT_TTL, Gate, decide::Answered};
 use crate::{
     Broker,
     slab::Key,
@@ -183,28 +183,16 @@ impl Broker {
         self.close_if_session_finished(session_key);
     }
 
-    /// Gives a dead letter another life: all its attempts, and the usual ttl. `false` if there is none of that count, or the
-    /// disk has damaged what is to be sent.
-    pub(crate) fn resend(&mut self, count: u64) -> bool {
-        let Some(key) = self.dead.get(&count).copied() else { return false };
-        let Some(durable) = self.durable_mut(key) else { return false };
-        let damaged = |failure: &Failure| failure.dead == Some(Code::DurableUnavailable);
-        if durable.failure.as_deref().is_some_and(damaged) {
-            return false;
-        }
-        if !durable.payload.is_absent() {
-            self.resend_now(key);
-            return true;
-        }
-        // It is logged anew, whole, so it has to be whole.
-        durable.resends = true;
-        if durable.payload == Payload::Stored {
-            self.read_back(&[key]);
-        }
-        true
+    /// Whether a dead letter is one because the disk has damaged what was to be sent.
+    pub(crate) fn is_damaged(&self, key: Key<Request>) -> bool {
+        let failure = self.durable(key).and_then(|durable| durable.failure.as_deref());
+        failure.is_some_and(|failure| failure.dead == Some(Code::DurableUnavailable))
     }
 
-    pub(super) fn resend_now(&mut self, key: Key<Request>) {
+    /// Gives a dead letter another life: all its attempts, and the usual ttl. It is logged anew, whole, so its payload has to be
+    /// here, and then need not stay.
+    pub(crate) fn resend(&mut self, key: Key<Request>) {
+        debug_assert!(!self.payload_of(key).is_absent() && !self.is_damaged(key), "{key:?} is whole");
         let ttl = DEFAULT_TTL.min(self.config.max_ttl);
         let timer = self.timers.insert(self.now.mono + ttl, Timer::Request(key));
         let Some(request) = self.requests.get_mut(key) else { return };
@@ -215,7 +203,6 @@ impl Broker {
         self.dead.remove(&count);
         let now_ms = self.now.wall_ms;
         if let Some(durable) = self.durable_mut(key) {
-            durable.resends = false;
             durable.expires_ms = now_ms.saturating_add(ttl.as_millis() as u64);
             let failure = Failure { message: Bytes::new(), at_ms: now_ms, attempt: 0, dead: None };
             durable.failure = Some(Box::new(failure));
@@ -224,6 +211,9 @@ impl Broker {
         self.log_failure(key);
         self.hurry_log();
         self.queue_again(key);
+        if self.requests.get(key).is_some_and(Request::is_queued) {
+            self.drop_payload_if_over(key);
+        }
     }
 }
 

@@ -128,6 +128,9 @@ impl Broker {
         }
         self.read_what_is_written();
         self.compact();
+        if !self.inquiries.is_empty() {
+            self.go_on_with_inquiries();
+        }
     }
 
     pub(super) fn log_boot(&mut self) {

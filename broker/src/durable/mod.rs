@@ -82,8 +82,6 @@ pub(crate) struct Durable {
     pub(crate) inherited: bool,
     pub(crate) places: Places,
     pub(crate) payload: Payload,
-    /// It is a dead letter, and is to be sent again once its payload has been read back.
-    pub(crate) resends: bool,
     /// Compaction has found its record damaged, and leaves it where it is as long as its handler may answer.
     pub(crate) stays: bool,
     /// Ends when the handler that has it has had it for too long.

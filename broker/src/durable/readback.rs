@@ -28,8 +28,10 @@ const MOST_TOGETHER: u32 = 1 << 20;
 /// Who wants a payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reader {
-    /// Whoever handles, shows or sends it again.
+    /// Whoever handles it next.
     Request,
+    /// An operator, who looks at it or sends it again.
+    Operator,
     /// The compaction of the segment that it lies in.
     Compaction,
 }
@@ -119,6 +121,11 @@ impl Broker {
     /// Asks for the payloads of those requests that are stored, in this order.
     pub(super) fn read_back(&mut self, requests: &[Key<Request>]) {
         self.read_for(requests, Reader::Request);
+    }
+
+    /// Asks for the payloads of those requests for an operator. They go again once that has had a turn with them.
+    pub(crate) fn read_to_look(&mut self, requests: &[Key<Request>]) {
+        self.read_for(requests, Reader::Operator);
     }
 
     pub(super) fn read_for(&mut self, requests: &[Key<Request>], reader: Reader) {
@@ -226,6 +233,10 @@ impl Broker {
         if let Some(log) = self.log() {
             log.read_ends(piece.segment);
         }
+        // Before what it was read for is used up.
+        if !self.inquiries.is_empty() {
+            self.go_on_with_inquiries();
+        }
         for action in actions {
             self.dispatch(action);
         }
@@ -254,16 +265,13 @@ impl Broker {
         self.set_payload(key, Payload::Held);
     }
 
-    /// What else a payload was read for; then it need not stay, if there are too many.
+    /// A payload has been used for what it was read for: it need not stay.
     fn use_payload(&mut self, key: Key<Request>, reader: Reader) {
         if self.payload_of(key) != Payload::Held {
             return;
         }
-        if self.durable(key).is_some_and(|durable| durable.resends) {
-            self.resend_now(key);
-        }
         let waits = self.requests.get(key).is_some_and(Request::is_queued);
-        if reader == Reader::Compaction || !waits {
+        if reader != Reader::Request || !waits {
             self.drop_payload_if_over(key);
         }
     }
@@ -309,7 +317,6 @@ impl Broker {
         if let Some(durable) = self.durable_mut(key) {
             let dead = Some(Code::DurableUnavailable);
             durable.failure = Some(Box::new(Failure { message: message.into(), at_ms, attempt, dead }));
-            durable.resends = false;
         }
         self.log_failure(key);
         self.hurry_log();

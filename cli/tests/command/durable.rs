@@ -6,7 +6,7 @@ use std::{
     process::Command,
 };
 
-use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 use serde_json::Value;
 
 use crate::harness::{Ended, Process, Server, ringpost, run, until};
@@ -112,6 +112,68 @@ fn dead_letters() {
     let ended = second.run(&["dead", "list"]);
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), ""));
     assert!(ended.stderr.contains("there are none"), "{}", ended.stderr);
+}
+
+/// Where nothing is held in memory, a look at the queue and at a dead letter shows their data all the same, the list says where
+/// it is, and all dead letters are sent again, whole.
+#[test]
+fn what_is_only_in_the_log_is_shown() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut all = args(directory.path());
+    all.extend(["--queue-memory", "0"]);
+    let server = Server::with(&all);
+    for number in 1..=3 {
+        send(&server, "mail", &format!("{{\"to\":{number}}}"));
+    }
+    let peeked = json(&server.run(&["queue", "peek", "mail", "--json"]));
+    assert_eq!((&peeked[0]["data"], &peeked[2]["data"]), (&"{\"to\":1}".into(), &"{\"to\":3}".into()));
+    let failing = server.handle(&["mail", "--", "sh", "-c", "exit 1"]);
+    let list = || json(&server.run(&["dead", "list", "--json"]));
+    until("all are dead", || list().as_array().unwrap().len() == 3);
+    drop(failing);
+    let (letters, table) = (list(), server.run(&["dead", "list"]).stdout);
+    assert!(table.contains("(in the log: see `dead show`)"), "{table}");
+    let shown = json(&server.run(&["dead", "show", &ids(&letters)[1]]));
+    assert_eq!((&shown["data"], &shown["stored"]), (&"{\"to\":2}".into(), &false.into()), "{shown}");
+    assert_eq!(server.run(&["dead", "resend"]).stdout, "3 sent\n");
+    let handled = directory.path().join("handled");
+    let script = format!("cat >> '{0}'; echo >> '{0}'; echo null", handled.display());
+    let _handler = server.handle(&["mail", "--concurrency", "1", "--", "sh", "-c", &script]);
+    let seen = || {
+        let mut lines: Vec<_> =
+            fs::read_to_string(&handled).unwrap_or_default().lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    until("all are handled", || seen() == ["{\"to\":1}", "{\"to\":2}", "{\"to\":3}"]);
+}
+
+/// A server that has no descriptor left for its log's files ends nobody's request by that: it says so, and goes on when it has.
+#[test]
+fn requests_wait_while_descriptors_are_short() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut all = args(directory.path());
+    all.extend(["--queue-memory", "0"]);
+    let server = Server::with(&all);
+    let (gate, handled) = (directory.path().join("gate"), directory.path().join("handled"));
+    let script = format!(
+        "until test -e '{0}'; do sleep 0.01; done; cat >> '{1}'; echo >> '{1}'; echo null",
+        gate.display(),
+        handled.display()
+    );
+    let _handler = server.handle(&["work", "--concurrency", "1", "--", "sh", "-c", &script]);
+    for data in ["1", "2", "3"] {
+        send(&server, "work", data);
+    }
+    let id = Pid::from_raw(server.process.id().cast_signed());
+    let before = prlimit(id, Resource::Nofile, Rlimit { current: Some(3), ..getrlimit(Resource::Nofile) });
+    fs::write(&gate, "").unwrap();
+    let line = server.process.stderr_line("cannot be read for now");
+    assert!(line.contains(".segment") && line.contains("ulimit -n"), "{line}");
+    prlimit(id, Resource::Nofile, before.unwrap()).unwrap();
+    until("all are handled", || fs::read_to_string(&handled).unwrap_or_default() == "1\n2\n3\n");
+    let total = &json(&server.run(&["stats", "--json"]))["total"];
+    assert!(total["readsPutOff"].as_u64() > Some(0) && total["unreadable"] == 0, "{total}");
 }
 
 /// A log that a disk has damaged is refused with 65: file, byte and remedy are named, and nothing is changed.

@@ -65,7 +65,7 @@ impl World {
             24..27 => self.acknowledge(),
             27 => self.leave(),
             28 => self.cancel(),
-            29 => self.dead_letters(),
+            29 => self.operate(),
             30..32 => {
                 let time = self.random.of(&[1, 150, 5001, 61_000, 3_600_000]);
                 self.logged.pass(Duration::from_millis(time));
@@ -231,15 +231,22 @@ impl World {
         self.logged.say(peer.conn, ClientMessage::Cancel(target));
     }
 
-    fn dead_letters(&mut self) {
+    fn operate(&mut self) {
         let Some(peer) = self.peer() else { return };
-        let op = self.random.of(&["resend", "drop"]);
+        let (action, op) = self.random.of(&[
+            (&b"$sys.dead"[..], r#"{"op":"resend"}"#),
+            (b"$sys.dead", r#"{"op":"resend"}"#),
+            (b"$sys.dead", r#"{"op":"drop"}"#),
+            (b"$sys.dead", r#"{"op":"show"}"#),
+            (b"$sys.queues", r#"{"op":"peek","action":"a"}"#),
+        ]);
+        let flags = self.random.of(&[RequestFlags(0), RequestFlags(0), RequestFlags::SEND]);
         let peer = &mut self.peers[peer];
         let (conn, number) = (peer.conn, peer.next_number);
         peer.next_number += u64::from(peer.speaks == Speaks::Binary);
-        let data = format!("{{\"op\":\"{op}\"}}");
         self.logged.request(conn, number, |request| {
-            request.content = Content::from_parts(b"$sys.dead", b"", b"", data.as_bytes());
+            request.flags = flags;
+            request.content = Content::from_parts(action, b"", b"", op.as_bytes());
         });
     }
 
@@ -297,7 +304,7 @@ impl World {
 #[test]
 fn nothing_is_left_in_the_end() {
     let mut all_seen = [0; 6];
-    for seed in 0..600 {
+    for seed in 0..700 {
         let trail = std::panic::catch_unwind(|| {
             let mut world = World::new(seed);
             for _ in 0..STEPS {
@@ -317,6 +324,7 @@ fn nothing_is_left_in_the_end() {
                 assert_eq!(left, (0, 0, 0, 0), "sessions, actions, deliveries, sessions away");
                 let left = (broker.keys.len(), broker.claimed, broker.formers.len(), broker.dead.len());
                 assert_eq!(left, (0, 0, 0, 0), "keys, kept for them, waited for, dead letters");
+                assert_eq!(broker.inquiries.len(), 0);
             }
             world.seen
         });

@@ -1,5 +1,7 @@
 //! Payloads over the bound are only in the log: what is dispatched, and when, is the same.
 
+use serde_json::{Value, json};
+
 use super::*;
 use crate::ReadFault;
 
@@ -67,21 +69,162 @@ fn a_long_queue_keeps_its_order() {
     assert_eq!((bytes(&logged), logged.broker.requests.len()), ((0, 0), 0));
 }
 
-/// Who looks at a queue sees the data of what is in memory, and of the rest that it is not there, not that it is empty.
+/// What an operator is answered, as soon as it is.
+fn operate(logged: &mut Logged, conn: ConnId, number: u64, data: &str) -> Option<Value> {
+    logged.take(conn);
+    let action = if data.contains("peek") { &b"$sys.queues"[..] } else { b"$sys.dead" };
+    logged.request(conn, number, |request| {
+        request.content = Content::from_parts(action, b"", b"", data.as_bytes());
+    });
+    told(logged, conn)
+}
+
+fn told(logged: &mut Logged, conn: ConnId) -> Option<Value> {
+    let reply = logged.replies(conn).pop()?;
+    assert_eq!(reply.code, None, "{reply:?}");
+    Some(serde_json::from_slice(reply.content.payload()).unwrap())
+}
+
+/// Who looks at a queue sees the data of all that it shows: what is only in the log is read for that, a bounded part at a time, and
+/// goes again.
 #[test]
-fn a_look_tells_absent_from_empty() {
+fn a_look_reads_what_is_stored() {
     let mut logged = with_memory(4000);
     let requester = logged.named("r");
     ask(&mut logged, requester, 200, durable);
-    logged.take(requester);
-    logged.request(requester, 201, |request| {
-        let peek = br#"{"op":"peek","action":"sum","count":200}"#;
-        request.content = Content::from_parts(b"$sys.queues", b"", b"", peek);
+    let operator = logged.connect(Speaks::Binary);
+    let before = bytes(&logged);
+    assert_eq!(operate(&mut logged, operator, 1, r#"{"op":"peek","action":"sum","count":200}"#), None);
+    assert!(!logged.reads.is_empty());
+    while logged.read(0, |_| {}) {
+        assert!(bytes(&logged).0 <= 4200, "{} are held", bytes(&logged).0);
+    }
+    let seen = told(&mut logged, operator).unwrap();
+    assert_eq!(seen.as_array().unwrap().len(), 100);
+    assert!((1..=100).all(|number| seen[number - 1]["data"] == *data(number as u64)), "{seen}");
+    assert!(bytes(&logged).0 <= before.0 && logged.broker.requests.len() == 200, "{:?}", bytes(&logged));
+}
+
+/// A look at what has its turn meanwhile shows the rest, and holds nothing up.
+#[test]
+fn a_look_at_what_is_being_dispatched() {
+    let mut logged = with_memory(0);
+    let requester = logged.named("r");
+    ask(&mut logged, requester, 3, durable);
+    let operator = logged.connect(Speaks::Binary);
+    assert_eq!(operate(&mut logged, operator, 1, r#"{"op":"peek","action":"sum"}"#), None);
+    logged.say(requester, ClientMessage::Cancel(Target::Number(1)));
+    let handler = logged.handler("sum", 1);
+    let delivered = dispatched(&mut logged, handler);
+    assert!(delivered.len() == 1 && carries(&delivered[0], 2), "{delivered:?}");
+    let seen = told(&mut logged, operator).unwrap();
+    let seen: Vec<_> = seen.as_array().unwrap().iter().map(|it| it["data"].as_str().unwrap()).collect();
+    assert_eq!(seen, [data(2), data(3)]);
+}
+
+/// Nobody waits for ever for a look: it can be cancelled, it times out, and it ends with who asked.
+#[test]
+fn a_look_that_nobody_waits_for() {
+    let mut logged = with_memory(0);
+    let requester = logged.named("r");
+    ask(&mut logged, requester, 3, durable);
+    let operators = [0, 1, 2].map(|_| logged.connect(Speaks::Binary));
+    for operator in operators {
+        assert_eq!(operate(&mut logged, operator, 1, r#"{"op":"peek","action":"sum"}"#), None);
+    }
+    logged.say(operators[0], ClientMessage::Cancel(Target::Number(1)));
+    logged.input(Input::Closed { conn: operators[1] });
+    logged.pass(Duration::from_secs(11));
+    let codes = operators.map(|operator| logged.codes(operator));
+    assert_eq!(codes, [vec![(1, Some(Code::Cancelled))], vec![], vec![(1, Some(Code::Timeout))]]);
+    logged.read_all();
+    assert_eq!((logged.broker.inquiries.len(), logged.broker.requests.len()), (0, 3));
+}
+
+/// A dead letter is shown whole, though its data is only in the log; the list says that it is there.
+#[test]
+fn a_stored_dead_letter_is_shown() {
+    let mut logged = with_memory(0);
+    let operator = bury_all(&mut logged, 2);
+    let list = operate(&mut logged, operator, 1, r#"{"op":"list"}"#).unwrap();
+    assert!(list[1]["data"].is_null() && list[1]["stored"] == true, "{list}");
+    let show = json!({"op": "show", "requestId": list[1]["requestId"]}).to_string();
+    assert_eq!(operate(&mut logged, operator, 2, &show), None);
+    logged.read_all();
+    let letter = told(&mut logged, operator).unwrap();
+    assert_eq!((&letter["data"], &letter["stored"]), (&json!(data(2)), &json!(false)), "{letter}");
+    assert_eq!(bytes(&logged), (0, 210), "it is not held");
+}
+
+/// So many sends expire; who asks for them is connected.
+fn bury_all(logged: &mut Logged, count: u64) -> ConnId {
+    let requester = logged.named("r");
+    ask(logged, requester, count, |request| {
+        durable_send(request);
+        request.ttl_ms = 1000;
     });
-    let reply = logged.replies(requester).pop().unwrap();
-    let seen: Vec<serde_json::Value> = serde_json::from_slice(reply.content.payload()).unwrap();
-    assert_eq!((seen.len(), seen[0]["data"].as_str()), (100, Some(&*data(1))));
-    assert!(seen[99]["data"].is_null() && seen.iter().all(|it| it["data"] != ""), "{}", seen[99]);
+    logged.pass(Duration::from_secs(2));
+    logged.sync();
+    assert_eq!(logged.broker.dead.len() as u64, count);
+    logged.connect(Speaks::Binary)
+}
+
+/// All dead letters are sent again in steps: at no time is more in memory than the bound says, however many they are, and when all
+/// have been sent it is told how many. What was damaged stays, and is told.
+#[test]
+fn all_dead_letters_are_sent_again_in_steps() {
+    let mut logged = with_memory(4000);
+    let operator = bury_all(&mut logged, 500);
+    assert_eq!(operate(&mut logged, operator, 1, r#"{"op":"resend"}"#), None);
+    let third = data(300);
+    let (mut reads, mut damaged) = (0, 0);
+    while !logged.broker.inquiries.is_empty() {
+        let held = bytes(&logged).0;
+        assert!(held <= 4200, "{held} are held");
+        while logged.read(0, |bytes| {
+            if let Some(at) = bytes.windows(100).position(|piece| piece == third.as_bytes()) {
+                bytes[at] ^= 1;
+                damaged += 1;
+            }
+        }) {
+            reads += 1;
+            assert!(bytes(&logged).0 <= 4200, "{} are held", bytes(&logged).0);
+        }
+        logged.sync();
+    }
+    assert_eq!(damaged, 2);
+    assert!((50..=250).contains(&reads), "{reads} reads: not all at once, and not one by one");
+    assert_eq!(told(&mut logged, operator), Some(json!({"sent": 499, "damaged": 1})));
+    assert_eq!(logged.broker.dead.len(), 1);
+    let handler = logged.handler("sum", 500);
+    let mut delivered = Vec::new();
+    while delivered.len() < 499 {
+        delivered.extend(dispatched(&mut logged, handler));
+        logged.sync();
+    }
+    delivered.sort_unstable_by_key(|deliver| deliver.request_id.count);
+    let numbers = (1..=500).filter(|number| *number != 300);
+    assert!(delivered.iter().zip(numbers).all(|(deliver, number)| carries(deliver, number)));
+}
+
+/// To send dead letters again goes on without who asked for it; the next one's turn comes after it.
+#[test]
+fn sending_again_goes_on_alone() {
+    let mut logged = with_memory(400);
+    let operator = bury_all(&mut logged, 50);
+    assert_eq!(operate(&mut logged, operator, 1, r#"{"op":"resend"}"#), None);
+    let other = logged.connect(Speaks::Json);
+    assert_eq!(operate(&mut logged, other, 0, r#"{"op":"resend"}"#), None);
+    logged.input(Input::HalfClosed { conn: other });
+    assert_eq!(logged.closed, [], "its answer is still to come");
+    logged.input(Input::Closed { conn: operator });
+    while !logged.broker.inquiries.is_empty() {
+        logged.read_all();
+        logged.sync();
+    }
+    assert_eq!(logged.broker.dead.len(), 0);
+    assert_eq!(told(&mut logged, other), Some(json!({"sent": 0, "damaged": 0})));
+    assert_eq!(logged.closed, [(other, CloseReason::Finished)]);
 }
 
 /// After a restart no more is held than before, and all of it is there.
@@ -201,10 +344,13 @@ fn an_unreadable_send_is_a_dead_letter() {
     }
     logged.sync();
     assert_eq!((logged.broker.dead.len(), logged.deliveries(handler).len()), (1, 0));
-    assert!(!logged.stage.broker.resend(1));
-    logged.restart();
-    assert_eq!(logged.broker.dead.len(), 1);
-    assert!(!logged.stage.broker.resend(1), "nor after a restart");
+    for boot in ["this one", "after a restart"] {
+        let operator = logged.connect(Speaks::Binary);
+        let told = operate(&mut logged, operator, 1, r#"{"op":"resend"}"#);
+        assert_eq!(told, Some(json!({"sent": 0, "damaged": 1})), "{boot}");
+        assert_eq!(logged.broker.dead.len(), 1);
+        logged.restart();
+    }
 }
 
 /// What is out of reach is not damaged: it is asked for again, after pauses that grow, and nobody's request ends by it. When it can
@@ -397,9 +543,10 @@ fn a_stored_dead_letter_is_sent_again() {
     logged.sync();
     assert_eq!((logged.broker.dead.len(), bytes(&logged)), (1, (0, 105)));
     let handler = logged.handler("sum", 1);
-    assert!(logged.stage.broker.resend(1));
-    logged.stage.collect();
+    let operator = logged.connect(Speaks::Binary);
+    assert_eq!(operate(&mut logged, operator, 1, r#"{"op":"resend"}"#), None, "it has to be read first");
     logged.read_all();
+    assert_eq!(told(&mut logged, operator), Some(json!({"sent": 1, "damaged": 0})));
     logged.sync();
     let delivered = dispatched(&mut logged, handler);
     assert!(delivered.len() == 1 && carries(&delivered[0], 1), "{delivered:?}");
