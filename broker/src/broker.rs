@@ -73,7 +73,10 @@ pub struct Broker {
     /// Sessions to which an `accepted` is due at the end of the turn.
     pub(crate) accepted: Vec<Key<Session>>,
     pub(crate) outputs: VecDeque<Output>,
+    /// Of plain requests in this boot.
     pub(crate) request_count: u64,
+    /// Of durable ones in this log: one for each record of one, or recovery could not tell how far it may have come.
+    pub(crate) durable_count: u64,
     pub(crate) tenure_count: u64,
     pub(crate) place_count: u64,
     pub(crate) drain: Drain,
@@ -133,6 +136,7 @@ impl Broker {
             accepted: Vec::new(),
             outputs: VecDeque::new(),
             request_count: 0,
+            durable_count: 0,
             tenure_count: 0,
             place_count: 0,
             drain: Drain::No,

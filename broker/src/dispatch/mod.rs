@@ -100,13 +100,14 @@ impl Broker {
             let Some(delivery) = self.deliveries.remove(delivery_key) else { continue };
             self.not_overdue(&delivery);
             if let Some(request) = self.requests.get(delivery.request) {
-                lost.push((request.count, delivery_key, delivery));
+                let received = (request.received.mono, request.is_durable(), request.count);
+                lost.push((received, delivery_key, delivery));
             }
         }
         let leaves = self.drain != Drain::No
             || self.connection(handler.conn).is_some_and(|connection| connection.leaving);
         // What was accepted first is dispatched first again.
-        lost.sort_unstable_by_key(|(count, _, _)| *count);
+        lost.sort_unstable_by_key(|(received, _, _)| *received);
         let mut again = Vec::new();
         for (_, delivery_key, delivery) in lost {
             self.counters.lost_attempts += 1;

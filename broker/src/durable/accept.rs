@@ -68,7 +68,6 @@ impl Broker {
         let content = std::mem::take(&mut asked.content);
         let key = self.requests.next_key();
         let timer = self.timers.insert(self.now.mono + ttl, Timer::Request(key));
-        self.request_count += 1;
         let session = self.sessions.get_mut(session_key)?;
         session.open.insert(number, key);
         session.unstable.push_back(number);
@@ -77,6 +76,10 @@ impl Broker {
         let max_attempts = if asked.max_attempts == 0 { DEFAULT_MAX_ATTEMPTS } else { asked.max_attempts };
         let action = self.action_for(content.name());
         let has_payload = !matches!(state, RequestState::Joined);
+        // A send that joins another has no record, and nobody is told of it.
+        let is_logged = has_payload || !flags.has(RequestFlags::SEND);
+        self.durable_count += u64::from(is_logged);
+        let count = if is_logged { self.durable_count } else { 0 };
         self.requests.insert(Request {
             session: session_key,
             number,
@@ -84,7 +87,7 @@ impl Broker {
             flags,
             max_attempts: u16::from(max_attempts),
             attempt: 0,
-            count: self.request_count,
+            count,
             received: self.now,
             deadline: self.now.mono + ttl,
             ends_with,

@@ -77,7 +77,7 @@ impl Broker {
     /// all requests that were ever in the log: no later one has a count that came before.
     pub fn restore(&mut self, restore: Restore, highest_count: u64, now: Now) {
         self.now = now;
-        self.request_count = self.request_count.max(restore.last_count).max(highest_count);
+        self.durable_count = self.durable_count.max(restore.last_count).max(highest_count);
         self.log_boot();
         let mut firsts = BTreeMap::new();
         for (count, mut entry) in restore.entries {

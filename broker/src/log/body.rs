@@ -8,7 +8,7 @@ use bytes::{BufMut, BytesMut};
 use super::{
     Sequence,
     fields::{Fields, WrongLength, put_blob, put_text},
-    record::{Kind, RECORD_HEADER_BYTES},
+    record::{Kind, RECORD_HEADER_BYTES, record_bytes},
 };
 
 /// A server begins.
@@ -55,6 +55,11 @@ pub struct Request<'a> {
     pub headers: &'a [u8],
     /// The data.
     pub payload: &'a [u8],
+}
+
+impl Request<'_> {
+    /// Bytes of the shortest record, header and padding included: so many fewer records there can be in a place, at least.
+    pub const LEAST_RECORD_BYTES: u64 = record_bytes((REQUEST_FIXED + 5 * TEXT + 2 * BLOB) as u64);
 }
 
 /// An attempt began.

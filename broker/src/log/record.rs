@@ -236,7 +236,7 @@ fn checksum(seal: &Seal, bytes: &[u8]) -> u32 {
 }
 
 /// Bytes that a record with such a body takes, padding included.
-pub fn record_bytes(body_bytes: u64) -> u64 {
+pub const fn record_bytes(body_bytes: u64) -> u64 {
     (RECORD_HEADER_BYTES as u64 + body_bytes).next_multiple_of(RECORD_ALIGNMENT as u64)
 }
 

@@ -13,7 +13,7 @@
 
 use super::{
     Location, LogId, Record, SegmentNumber, Sequence,
-    body::Boot,
+    body::{Boot, Request},
     damage::{Damage, LogError},
     files::{Files, replace_manifest},
     manifest::Manifest,
@@ -38,7 +38,8 @@ pub struct Recovered {
     pub cut: Option<Cut>,
     /// The last record's sequence.
     pub last: Sequence,
-    /// The highest count of all requests that were ever in this log.
+    /// No request that was ever in this log has a higher count. That goes for what a crash has taken, too: of what was in the
+    /// newest segment behind its last record, or in a place that a repair gave up, there were no more than fit there.
     pub highest_count: u64,
     /// The last boot that the log tells of.
     pub last_boot: Option<Boot>,
@@ -274,13 +275,24 @@ impl Reading {
         if let Some(count) = record.count() {
             self.recovered.highest_count = self.recovered.highest_count.max(count);
         }
+        if let Record::Lost(_) = record {
+            self.pass_over_counts(location.length.into());
+        }
         if let Record::Boot(boot) = record {
             self.recovered.last_boot = Some(*boot);
         }
     }
 
-    fn end(&mut self, header: &SegmentHeader, end: u64, next: Sequence, file_bytes: u64) {
+    fn begin(&mut self, header: &SegmentHeader) {
         self.recovered.highest_count = self.recovered.highest_count.max(header.highest_count);
+    }
+
+    /// So many bytes may have held requests that nothing is known of. They have had the next counts, one after the other.
+    fn pass_over_counts(&mut self, bytes: u64) {
+        self.recovered.highest_count += bytes / Request::LEAST_RECORD_BYTES;
+    }
+
+    fn end(&mut self, header: &SegmentHeader, end: u64, next: Sequence, file_bytes: u64) {
         self.recovered.last = Sequence(next.0 - 1);
         let living = std::mem::take(&mut self.living);
         self.recovered.segments.push(RecoveredSegment {
@@ -307,6 +319,7 @@ impl Reading {
             return Err(LogError::corrupt(&names::segment(successor.number), 48, what));
         }
         check_length(&name, length, end, header.file_bytes)?;
+        self.begin(header);
         let start = SEGMENT_HEADER_BYTES as u64;
         let walked = reader.walk(&header.seal, start, end, header.first, |location, record| {
             self.take(location, record);
@@ -332,11 +345,14 @@ impl Reading {
         let mut reader = SegmentReader::open(files, window, header.number)?;
         let (length, end) = (reader.length, u64::from(header.file_bytes));
         check_length(&name, length, end, header.file_bytes)?;
+        self.begin(header);
         let start = SEGMENT_HEADER_BYTES as u64;
         let walked = reader.walk(&header.seal, start, end, header.first, |location, record| {
             self.take(location, record);
             each(location, record);
         })?;
+        // What was there and was never synced, the loss of power has taken without a trace. Handlers may have seen it.
+        self.pass_over_counts(end - walked.end);
         let tail = tail::scan(&mut reader, &header.seal, walked.end, end, walked.next)?;
         if let Some(mark) = tail.covering_mark {
             let (flaw, expected) = (walked.stopped.unwrap_or(Flaw::Unwritten), walked.next);

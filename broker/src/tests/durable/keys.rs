@@ -196,7 +196,11 @@ fn misuse_names_the_remedy() {
     let mut logged = Logged::new(Config::default());
     let (requester, handler) = (logged.named("r"), logged.handler("sum", 9));
     let refusal = |logged: &mut Logged, conn: ConnId, with: &dyn Fn(&mut Request)| {
-        let number = if conn == ConnId(0) { 0 } else { logged.broker.request_count + 50 };
+        let number = if conn == ConnId(0) {
+            0
+        } else {
+            logged.broker.durable_count + logged.broker.request_count + 50
+        };
         logged.request(conn, number, with);
         logged.sync();
         let reply = one_reply(logged, conn);

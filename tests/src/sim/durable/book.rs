@@ -94,6 +94,8 @@ pub(crate) struct Book {
     pub(super) buried: BTreeSet<u64>,
     /// Counts that could not be read back.
     pub(super) damaged: BTreeSet<u64>,
+    /// Which request handlers were given under each count.
+    given: BTreeMap<u64, u64>,
     /// How often each count was delivered, and how often beyond its attempts it may be.
     pub(super) deliveries: BTreeMap<u64, u64>,
     pub(super) spared: BTreeMap<u64, u64>,
@@ -126,6 +128,7 @@ impl Book {
             finished: BTreeSet::new(),
             buried: BTreeSet::new(),
             damaged: BTreeSet::new(),
+            given: BTreeMap::new(),
             deliveries: BTreeMap::new(),
             spared: BTreeMap::new(),
             former: BTreeMap::new(),
@@ -349,6 +352,9 @@ impl Book {
         self.learn(view);
         let logged = view.living.get(&count).filter(|_| self.tokens.get(&count) == Some(&token));
         ensure!(logged.is_some(), Gate, "{count} ({token}) is delivered, and is not where it survives");
+        // A crash may take a request that a handler has seen; its id is never another's.
+        let first = *self.given.entry(count).or_insert(token);
+        ensure!(first == token, Attempts, "{token} is delivered under the id that {first} had: {count}");
         ensure!(attempt > 0 && attempt <= max, Attempts, "attempt {attempt} of {max} of {token}");
         let times = self.deliveries.entry(count).or_default();
         *times += 1;
