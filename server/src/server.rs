@@ -193,30 +193,22 @@ impl Builder {
                 let listening = started.clone();
                 let ended = run(config, Control::Commands(received), move |addresses| {
                     // Nobody who waits for it any more: then `Handle` is gone, and its stop is on its way.
-                    listening.send(Ok(addresses.to_vec())).ok();
+                    listening.send(addresses.to_vec()).ok();
                 });
-                match ended {
-                    Ok(ended) => Some(ended),
-                    Err(error) => {
-                        let code = error.exit_code();
-                        // Nobody waits for the start any more: it has begun, and its log turned out to be unusable.
-                        started.send(Err(error)).err().map(|_| Ended::LogUnusable(code))
-                    }
-                }
+                drop(started);
+                ended
             })
             .map_err(|cause| StartError::System { what: "starting a thread", cause })?;
         match outcome.recv() {
-            Ok(Ok(addresses)) => Ok(Handle { addresses, commands, thread: Some(thread) }),
-            Ok(Err(error)) => {
-                thread.join().ok();
-                Err(error)
-            }
-            Err(_) => {
-                thread.join().ok();
-                let cause =
-                    std::io::Error::other("the thread ended before the server listened; this is a bug");
-                Err(StartError::System { what: "starting the shard", cause })
-            }
+            Ok(addresses) => Ok(Handle { addresses, commands, thread: Some(thread) }),
+            Err(_) => match thread.join() {
+                Ok(Err(error)) => Err(error),
+                Ok(Ok(_)) | Err(_) => {
+                    let cause =
+                        std::io::Error::other("the thread ended before the server listened; this is a bug");
+                    Err(StartError::System { what: "starting the shard", cause })
+                }
+            },
         }
     }
 }
@@ -226,7 +218,7 @@ impl Builder {
 pub struct Handle {
     addresses: Vec<SocketAddr>,
     commands: UnboundedSender<Command>,
-    thread: Option<JoinHandle<Option<Ended>>>,
+    thread: Option<JoinHandle<Result<Ended, StartError>>>,
 }
 
 /// The server's thread panicked: a bug. What happened stands on stderr.
@@ -268,9 +260,13 @@ impl Handle {
     /// # Errors
     /// [`Crashed`].
     pub fn wait(mut self) -> Result<Ended, Crashed> {
-        // `None` only of a server that did not start, and of that there is no handle.
-        let ended = self.thread.take().and_then(|thread| thread.join().transpose());
-        ended.unwrap_or(Ok(Ended::Stopped)).map_err(|_| Crashed)
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(Ok(ended))) => Ok(ended),
+            // It had begun, and its log turned out to be unusable.
+            Some(Ok(Err(error))) => Ok(Ended::LogUnusable(error.exit_code())),
+            Some(Err(_)) => Err(Crashed),
+            None => Ok(Ended::Stopped),
+        }
     }
 
     fn tell(&self, command: Command) {
