@@ -72,14 +72,12 @@ impl Storage {
     fn open(
         config: &Config,
         directory: &Path,
+        mut files: LogFiles,
         boot: u64,
         random: [u64; 3],
-        progress: &Progress,
     ) -> Result<Self, StorageError> {
         let begun = Instant::now();
         let refused = |cause| StorageError::new(directory, cause);
-        let files = LogFiles::open(directory).map_err(|error| StorageError::new(directory, error))?;
-        let mut files = files.watched_by(progress.clone());
         let [one, other, seed] = random;
         let new_log = LogId((u128::from(one) | u128::from(other) << 64).to_le_bytes());
         let queue_memory = usize::try_from(config.queue_memory()).unwrap_or(usize::MAX);

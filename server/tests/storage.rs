@@ -14,6 +14,7 @@ use std::{
 };
 
 use common::{Binary, DEADLINE, builder};
+use ringpost_broker::log::files::Files;
 use ringpost_io::{
     faults::{Fault, Faults},
     file_error::FileOperation,
@@ -22,7 +23,7 @@ use ringpost_protocol::{
     Code, Content,
     message::{ClientMessage, OpenState, Request, RequestFlags, Resume, ServerMessage, Target},
 };
-use ringpost_server::{Config, Ended, Handle, Server};
+use ringpost_server::{Config, Ended, Handle, LogFiles, Server};
 use rustix::io::Errno;
 use serde_json::Value;
 use tempfile::tempdir;
@@ -509,4 +510,24 @@ fn nothing_is_durable_without_a_directory() {
     let Told::Refused(code, message) = Asker::connect(&server).ask(b"1") else { panic!("not refused") };
     assert_eq!(code, Code::DurableUnavailable);
     assert!(message.contains("--data-dir"), "{message}");
+}
+
+/// A directory that somebody still has for a moment, as a server that was just killed does, is waited for.
+#[test]
+fn a_lock_that_is_let_go_of_is_waited_for() {
+    let directory = tempdir().unwrap();
+    start(directory.path()).stop();
+    let faults = Faults::under(directory.path());
+    let mut former = LogFiles::open_existing(directory.path()).unwrap();
+    former.lock().unwrap();
+    faults.record();
+    let next = std::thread::spawn({
+        let directory = directory.path().to_owned();
+        move || Server::builder().config(config(&directory)).start()
+    });
+    let tries = || faults.calls().iter().filter(|(operation, _)| *operation == FileOperation::Lock).count();
+    until("it has been tried twice", || tries() >= 2 || next.is_finished());
+    drop(former);
+    let server = next.join().unwrap().expect("the lock was let go of");
+    assert_eq!(now_open(&server), 0);
 }

@@ -1,6 +1,12 @@
 //! The data directory as recovery and tools see it: without the ring.
 
-use std::{ffi::OsString, io, path::Path};
+use std::{
+    ffi::OsString,
+    io,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
 use ringpost_broker::log::{files::Files, names::LOCK};
 use ringpost_io::{
@@ -10,6 +16,10 @@ use ringpost_io::{
 };
 
 use super::Progress;
+
+/// How long a server that begins waits for the directory's lock.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// A directory's files.
 #[derive(Debug)]
@@ -41,6 +51,17 @@ impl LogFiles {
     /// Lets somebody see how far reading has come, who can also give it up.
     pub(super) fn watched_by(self, progress: Progress) -> Self {
         Self { progress: Some(progress), ..self }
+    }
+
+    /// Takes the lock, if it can be had soon: a server that was killed a moment ago has it until the kernel has ended all that was
+    /// under way on its ring, which can take longer than the process is seen. What is in the way otherwise, recovery says, which
+    /// asks for the lock again.
+    pub(super) fn lock_soon(&mut self) {
+        let until = Instant::now() + LOCK_PATIENCE;
+        let held = |result: io::Result<()>| result.is_err_and(|it| it.kind() == io::ErrorKind::WouldBlock);
+        while held(self.lock()) && Instant::now() < until {
+            thread::sleep(LOCK_PAUSE);
+        }
     }
 
     fn file(&self, name: &str, how: Open) -> io::Result<File> {

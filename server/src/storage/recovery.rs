@@ -13,7 +13,7 @@ use std::{
 use ringpost_io::{clock, directory::Directory};
 use tokio::sync::oneshot;
 
-use super::{Performer, Storage, StorageError};
+use super::{LogFiles, Performer, Storage, StorageError};
 use crate::{Config, StartError};
 
 /// A log that is read sooner is there before anybody is served: clients of a server with a short log never see it recover. They
@@ -53,12 +53,15 @@ impl Recovery {
     /// Begins to read the log of a configuration that has one. `random`: for a log that is made anew, and for this boot.
     pub(crate) fn begin(config: &Config, boot: u64, random: [u64; 3]) -> Result<Option<Self>, StartError> {
         let Some(directory) = config.data_dir.clone() else { return Ok(None) };
+        // Before anybody is served: who else has the directory must be known by then.
+        let mut files = LogFiles::open(&directory).map_err(|error| StorageError::new(&directory, error))?;
+        files.lock_soon();
         let (config, path, progress) = (config.clone(), directory.clone(), Progress::default());
         let (at_end, ended) = oneshot::channel();
         let watched = progress.clone();
         let thread = thread::Builder::new().name("ringpost-recovery".into()).spawn(move || {
             let _at_end: oneshot::Sender<()> = at_end;
-            Storage::open(&config, &path, boot, random, &watched)
+            Storage::open(&config, &path, files.watched_by(watched), boot, random)
         });
         let thread = thread.map_err(|cause| StartError::System { what: "starting a thread", cause })?;
         Ok(Some(Self { directory, progress, ended, thread: Some(thread) }))
