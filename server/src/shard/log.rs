@@ -171,8 +171,8 @@ impl State {
                 offset,
                 tries,
                 why,
-                "the log cannot be read, and the server ends: nothing is lost, all that was accepted is in the log. Remove the \
-                 cause (files, memory, descriptors: `ulimit -n`), then start it again"
+                "the log cannot be read, and the server ends: no request has ended by that, they wait in the log. Remove the \
+                 cause (files, memory, descriptors: `ulimit -n`), then start the server again"
             );
         };
         if let Some(left_out) = self.unavailable_lines.line(now.mono) {

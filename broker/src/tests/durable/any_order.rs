@@ -25,8 +25,8 @@ struct World {
     told: Vec<(ConnId, u64, Tag)>,
     instances: u64,
     /// Of all boots: requests that joined another, deliveries taken up again, dead letters, outcomes replayed, payloads read
-    /// back, and damaged.
-    seen: [u64; 6],
+    /// back, damaged, and put off.
+    seen: [u64; 7],
 }
 
 impl World {
@@ -48,7 +48,7 @@ impl World {
             held: Vec::new(),
             told: Vec::new(),
             instances: 1,
-            seen: [0; 6],
+            seen: [0; 7],
         }
     }
 
@@ -259,6 +259,7 @@ impl World {
             counters.outcomes_replayed,
             counters.read_back,
             counters.unreadable,
+            counters.reads_put_off,
         ];
         self.seen.iter_mut().zip(seen).for_each(|(all, seen)| *all += seen);
         self.logged.restart();
@@ -303,7 +304,7 @@ impl World {
 /// is left, in no table and in no count; nor is it after one more restart.
 #[test]
 fn nothing_is_left_in_the_end() {
-    let mut all_seen = [0; 6];
+    let mut all_seen = [0; 7];
     for seed in 0..700 {
         let trail = std::panic::catch_unwind(|| {
             let mut world = World::new(seed);
