@@ -239,7 +239,7 @@ impl Broker {
         }
     }
 
-    fn over_queue_limit(&mut self, action: Key<Action>, bytes: usize) -> Option<String> {
+    pub(crate) fn over_queue_limit(&mut self, action: Key<Action>, bytes: usize) -> Option<String> {
         #[cfg(feature = "planted-bugs")]
         if self.config.is_planted(crate::PlantedBug::UnboundedQueue) {
             return None;

@@ -16,6 +16,7 @@ use crate::{
     control::Inquiry,
     durable::{Formers, Journal, PayloadBytes},
     log::Writer,
+    peers::{abroad::Abroad, guests::Guests},
     receivers::Receivers,
     slab::{Key, Slab},
     state::{Action, Connection, Delivery, Handler, Kept, Request, Session, Table, Timer},
@@ -62,6 +63,8 @@ pub struct Broker {
     pub(crate) peers: Vec<ConnId>,
     /// What the driver last said of the links that it dials.
     pub(crate) links: BTreeMap<ConnId, LinkReport>,
+    pub(crate) abroad: Abroad,
+    pub(crate) guests: Guests,
     /// Actions with work that waits for the dispatch interval, in turn.
     pub(crate) paced: VecDeque<Key<Action>>,
     /// What outcomes that are kept are copied into, so that they do not pin the buffers they came in.
@@ -128,6 +131,8 @@ impl Broker {
             receivers: Receivers::default(),
             peers: Vec::new(),
             links: BTreeMap::new(),
+            abroad: Abroad::default(),
+            guests: Guests::default(),
             paced: VecDeque::new(),
             chunk: BytesMut::new(),
             detached: 0,
@@ -216,6 +221,7 @@ impl Broker {
                 Timer::Lease(request) => self.lease_over(request),
                 Timer::Rested(request) => self.rested(request),
                 Timer::Reread(read) => self.read_again(read),
+                Timer::Guests => self.sweep_guests(),
                 Timer::Pacing => self.pacing_over(),
                 Timer::Receivers => self.tell_receivers(),
             }
@@ -322,6 +328,7 @@ impl Broker {
             ClientMessage::Goaway => self.client_leaves(conn),
             ClientMessage::Acknowledge(Target::Number(sequence)) => self.acknowledge(conn, *sequence),
             ClientMessage::Acknowledge(Target::Name(tag)) => self.acknowledge_tag(conn, tag),
+            ClientMessage::Peer(message) => self.peer_says(conn, message),
             ClientMessage::Pong(_) => {}
         }
     }

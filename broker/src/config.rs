@@ -111,6 +111,9 @@ pub struct Config {
     pub handle_timeout: Duration,
     /// How long, after a restart, what a handler held waits for that handler to come back; then another gets it.
     pub reattach: Duration,
+    /// How long an attempt at a durable request stays with a peer that nothing is heard from; then it is lost, and the next
+    /// one begins. The end of a peer's attempt that was made here is kept for twice that.
+    pub peer_lost: Duration,
     /// How long dead letters are kept, …
     pub dead_ttl: Duration,
     /// … and how many: beyond it the oldest are dropped.
@@ -159,6 +162,7 @@ impl Default for Config {
             durable_all: false,
             handle_timeout: Duration::from_secs(60),
             reattach: Duration::from_secs(5),
+            peer_lost: Duration::from_secs(60),
             dead_ttl: Duration::from_secs(7 * 24 * 3600),
             dead_limit: 10_000,
             idempotency_limit: 1_000_000,

@@ -10,6 +10,7 @@ use crate::{
     Broker, CloseReason, ConnId, Identity, Output, Speaks,
     broker::Drain,
     durable::Journal,
+    peers::SESSION_OF_PEER,
     permissions::Granted,
     session::Entry,
     slab::Key,
@@ -74,6 +75,9 @@ impl Broker {
                 "a later connection of this client has the session: this one came too late".to_owned();
             self.refuse_connection(conn, Code::SessionTaken, message);
             return self.end_connection(conn);
+        }
+        if hello.session.starts_with(SESSION_OF_PEER) {
+            return self.break_off(conn, "a session's name does not begin so: that is for other servers");
         }
         if let Some((code, message)) = self.refuses_peer(conn, hello) {
             self.refuse_connection(conn, code, message);
@@ -249,7 +253,7 @@ impl Broker {
 
     fn end_what_it_had(&mut self, conn: ConnId) {
         self.receivers.watchers.remove(&conn);
-        self.peer_is_gone(conn);
+        let peer = self.peer_is_gone(conn);
         let Some(connection) = self.connection_mut(conn) else { return };
         connection.receivers_seen = None;
         let (session, liveness) = (connection.session.take(), connection.liveness.take());
@@ -264,6 +268,9 @@ impl Broker {
             self.leave_session(session, ends_here);
         }
         self.lose_handlers(conn);
+        if let Some(peer) = peer {
+            self.link_is_replaced(&peer);
+        }
     }
 
     /// The client is slow to read: nothing more is given to its handlers.

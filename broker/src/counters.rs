@@ -31,6 +31,20 @@ counters! {
     forwarded: "forwarded",
     /// Of these, those that the peer did not run: others were asked.
     declined: "declined",
+    /// Attempts at durable requests given to peers.
+    forwarded_durable: "forwardedDurable",
+    /// Of these, those that were with a peer when the link to it broke.
+    stranded: "stranded",
+    /// Of those, the ones that were given up because the peer did not come back (`--peer-lost`).
+    peers_lost: "peersLost",
+    /// Attempts at durable requests of peers that were made here.
+    guests: "guests",
+    /// Those that were not: nobody had room for them, or could have.
+    guests_declined: "guestsDeclined",
+    /// Those that came when their owner had given them up already: dropped.
+    guests_stale: "guestsStale",
+    /// Ends of such attempts that their owner never took.
+    guests_unclaimed: "guestsUnclaimed",
     /// Replies with data that reached the core in time.
     replies: "replies",
     /// Errors that handlers answered with.

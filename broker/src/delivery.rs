@@ -12,7 +12,8 @@ use ringpost_protocol::{
 use crate::{
     Broker, ConnId, Output,
     dispatch::HANDLER_LOST,
-    durable::Answered,
+    durable::{Answered, By},
+    peers::guests::Guest,
     slab::Key,
     state::{Delivery, Handler, Kept, LegState, Request, RequestState, Session, Timer},
 };
@@ -107,7 +108,15 @@ impl Broker {
             request.state = RequestState::Delivered(delivery);
         }
         request.delivered_after_ms = millis_between(request.received.mono, self.now.mono);
-        let message = Deliver {
+        let (conn, bytes) = (handler.conn, content.len());
+        if durable && self.is_peer(conn) {
+            self.go_abroad(key, conn, delivery, content);
+            self.use_window(conn, bytes);
+            self.log_delivered(key, delivery, conn);
+            return self.lease(key);
+        }
+        let Some(request) = self.requests.get(key) else { return };
+        let mut message = Deliver {
             delivery: delivery.raw(),
             registration: handler.registration,
             flags: request.flags,
@@ -121,7 +130,11 @@ impl Broker {
             },
             content,
         };
-        let (conn, bytes) = (handler.conn, message.content.len());
+        if request.kept.is_some()
+            && let Some(guest) = self.guest(request)
+        {
+            (message.flags, message.request_id) = (guest.flags, guest.run.request);
+        }
         self.send(conn, ServerMessage::Deliver(message));
         self.use_window(conn, bytes);
         if durable {
@@ -153,7 +166,14 @@ impl Broker {
         self.offer_credit(delivery.handler);
     }
 
-    /// Takes a delivery from the handler that holds it: its slot is free again.
+    /// Takes a delivery from the handler that holds it, wherever that is.
+    pub(crate) fn release_any(&mut self, key: Key<Delivery>) -> Option<Delivery> {
+        let handler = self.deliveries.get(key)?.handler;
+        let conn = self.handlers.get(handler)?.conn;
+        self.release(conn, key)
+    }
+
+    /// Takes a delivery from the handler that holds it, on this connection: its slot is free again.
     fn release(&mut self, conn: ConnId, key: Key<Delivery>) -> Option<Delivery> {
         let handler_key = self.deliveries.get(key)?.handler;
         let handler = self.handlers.get_mut(handler_key).filter(|handler| handler.conn == conn)?;
@@ -183,7 +203,10 @@ impl Broker {
         if delivery.overdue.is_none() {
             delivery.overdue = Some(self.timers.insert(overdue_at, Timer::Overdue(key)));
         }
-        if let Some(conn) = self.handlers.get(delivery.handler).map(|handler| handler.conn) {
+        let request = delivery.request;
+        if let Some(conn) = self.handlers.get(delivery.handler).map(|handler| handler.conn)
+            && !(self.is_peer(conn) && self.withdraw(conn, key, request))
+        {
             self.send(conn, ServerMessage::Cancel { delivery: key.raw(), tag });
         }
     }
@@ -219,51 +242,65 @@ impl Broker {
         };
         let (broadcast, durable) =
             (matches!(request.state, RequestState::Broadcast(_)), request.is_durable());
-        let send = !request.wants_reply();
+        if request.kept.is_some() && self.guest(request).is_some() {
+            return self.guest_answered(conn, delivery.request, answer);
+        }
+        if durable {
+            let Some(count) = self.connection(conn).map(|connection| connection.count) else { return };
+            let answered = Answered { conn, connection: count, by: By::Sequence(answer.sequence) };
+            let content = std::mem::take(&mut answer.content);
+            return self.durable_answered(delivery.request, answer.verdict, content, answered);
+        }
         let mut content = std::mem::take(&mut answer.content);
         let code = match answer.verdict {
-            Verdict::Reply => {
-                self.counters.replies += 1;
-                None
-            }
             // From a peer: what became of it there. From anybody else it is an error like others.
             Verdict::Failed(code) | Verdict::Declined(code) if self.is_peer(conn) => {
                 return self.settle_far(delivery, answer.verdict, code, content);
             }
-            Verdict::Error
-            | Verdict::Retry(_)
-            | Verdict::Reject
-            | Verdict::Failed(_)
-            | Verdict::Declined(_) => {
-                self.counters.handler_errors += 1;
-                Some(Code::Remote)
-            }
-            Verdict::Cancelled => {
-                self.counters.handler_errors += 1;
-                content = Content::from_payload("the handler gave up without being asked to");
-                Some(Code::Remote)
-            }
+            verdict => self.count_answer(verdict, &mut content),
         };
-        if code.is_some() && content.payload().is_empty() {
-            content = Content::from_parts(
+        if broadcast {
+            self.end_leg(delivery.request, delivery.leg, code, content, true);
+        } else {
+            self.end_plain(delivery.request, code, content, true);
+        }
+    }
+
+    /// What an answer to a durable request does.
+    pub(crate) fn durable_answered(
+        &mut self,
+        key: Key<Request>,
+        verdict: Verdict,
+        mut content: Content,
+        answered: Answered,
+    ) {
+        let send = self.requests.get(key).is_some_and(|request| !request.wants_reply());
+        let code = self.count_answer(verdict, &mut content);
+        if send && code.is_some() {
+            return self.send_failed(key, verdict, &content, answered);
+        }
+        self.decide(key, code, content, Some(answered));
+    }
+
+    /// The error that a handler's answer stands for, if it does; an error always has a message.
+    pub(crate) fn count_answer(&mut self, verdict: Verdict, content: &mut Content) -> Option<Code> {
+        if verdict == Verdict::Reply {
+            self.counters.replies += 1;
+            return None;
+        }
+        self.counters.handler_errors += 1;
+        if verdict == Verdict::Cancelled {
+            *content = Content::from_payload("the handler gave up without being asked to");
+        }
+        if content.payload().is_empty() {
+            *content = Content::from_parts(
                 content.name(),
                 content.options(),
                 content.headers(),
                 b"error without a message",
             );
         }
-        if broadcast {
-            self.end_leg(delivery.request, delivery.leg, code, content, true);
-        } else if durable {
-            let Some(count) = self.connection(conn).map(|connection| connection.count) else { return };
-            let answered = Answered { conn, connection: count, sequence: answer.sequence };
-            if send && code.is_some() {
-                return self.send_failed(delivery.request, answer.verdict, &content, answered);
-            }
-            self.decide(delivery.request, code, content, Some(answered));
-        } else {
-            self.end_plain(delivery.request, code, content, true);
-        }
+        Some(Code::Remote)
     }
 
     /// What a peer says of a request that it did not get an answer to.
@@ -327,6 +364,8 @@ impl Broker {
         let request_key = delivery.request;
         if request.is_durable() {
             self.lease(request_key);
+        } else if self.guest(request).is_some() {
+            return self.guest_progresses(request_key, std::mem::take(&mut progress.content));
         }
         let Some(request) = self.requests.get(request_key) else { return };
         if request.flags.has(RequestFlags::PROGRESS)
@@ -417,7 +456,10 @@ impl Broker {
         content: Content,
         handled: bool,
     ) {
-        let Some(request) = self.forget(key) else { return };
+        let Some(mut request) = self.forget(key) else { return };
+        if let Some(guest) = request.guest.take() {
+            return self.guest_failed(*guest, request.attempt, code.unwrap_or(Code::Remote), content);
+        }
         let session = request.session;
         if request.wants_reply() {
             self.send_outcome(request, code, None, content, handled);
@@ -465,7 +507,7 @@ impl Broker {
                 self.payload_bytes.subtract(durable.payload, content_bytes as usize);
                 self.forget_durable(key, durable);
             }
-            ended.tag = kept.tag;
+            (ended.tag, ended.guest) = (kept.tag, kept.guest);
         }
         if let Some(session) = self.sessions.get_mut(ended.session) {
             session.open.remove(&ended.number);
@@ -499,6 +541,7 @@ pub(crate) struct Ended {
     attempt: u16,
     received: Now,
     delivered_after_ms: u32,
+    pub(crate) guest: Option<Box<Guest>>,
 }
 
 impl Request {
@@ -512,6 +555,7 @@ impl Request {
             attempt: self.attempt,
             received: self.received,
             delivered_after_ms: self.delivered_after_ms,
+            guest: None,
         }
     }
 }

@@ -27,7 +27,10 @@ impl Broker {
     /// Every request is open in its session, exactly once, and has a timer.
     fn check_requests(&self) {
         let open: usize = self.sessions.iter().map(|(_, session)| session.open.len()).sum();
-        let orphan = |request: &Request| request.is_durable() && !self.sessions.contains(request.session);
+        let orphan = |request: &Request| {
+            !self.sessions.contains(request.session)
+                && (request.is_durable() || self.guest(request).is_some())
+        };
         let orphans = self.requests.iter().filter(|(_, request)| orphan(request)).count();
         assert_eq!(
             open + orphans,
@@ -41,7 +44,8 @@ impl Broker {
             self.kept.iter().map(|(_, kept)| kept.content.uncounted_len() + beside(kept)).sum();
         let outcomes: usize =
             self.sessions.iter().map(|(_, session)| session.outcomes.uncounted_bytes()).sum();
-        assert_eq!(contents + outcomes, self.kept_bytes, "what is kept is counted");
+        let ends = self.guest_bytes();
+        assert_eq!(contents + outcomes + ends, self.kept_bytes, "what is kept is counted");
         for (key, request) in self.requests.iter() {
             let session = self.sessions.get(request.session);
             assert!(
@@ -49,6 +53,7 @@ impl Broker {
                     || session.is_some_and(|session| session.open.get(&request.number) == Some(&key)),
                 "{key:?} is open"
             );
+            self.check_guest(key, request);
             let durable = self.durable(key);
             assert_eq!(durable.is_some(), request.is_durable(), "what is durable of {key:?}");
             match &request.state {
@@ -135,9 +140,7 @@ impl Broker {
         }
         let away = self.sessions.iter().filter(|(_, session)| session.conn.is_none()).count();
         assert_eq!(away, self.detached, "sessions away");
-        for conn in &self.peers {
-            assert!(self.is_peer(*conn), "{conn} is a link");
-        }
+        self.check_peers();
         let with_session = |connection: &&Connection| connection.session.is_some();
         let attached = self.connections.iter().flatten().filter(with_session).count();
         assert_eq!(attached + away, self.sessions.len(), "a session each");
@@ -288,12 +291,18 @@ impl Broker {
             assert!(!action.handlers.is_empty() && action.queue.waiting == 0 && action.far.is_none());
         }
         let Some(far) = &action.far else { return };
+        let near = key;
         let ready = self.actions.get(far.action).is_some_and(|far| !far.ready.is_empty());
-        let waits =
-            |request: &Request| request.is_queued() && request.action == key && self.may_go_far(request);
-        let eligible = self.requests.iter().filter(|(_, request)| waits(request)).map(|(request, _)| request);
+        let read = far.line.iter().any(|key| self.payload_of(*key).is_absent());
+        let waits = |(key, request): &(Key<Request>, &Request)| {
+            request.is_queued()
+                && request.action == near
+                && self.may_go_far(request)
+                && !self.payload_of(*key).is_absent()
+        };
+        let eligible = self.requests.iter().filter(waits).map(|(request, _)| request);
         for request in eligible {
-            assert!(!ready || action.paced, "{request:?} waits while a peer has credit");
+            assert!(!ready || action.paced || read, "{request:?} waits while a peer has credit");
             assert!(far.line.contains(&request), "{request:?} stands in line for peers");
         }
     }

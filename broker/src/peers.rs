@@ -7,14 +7,21 @@
 //! * What it requests comes from the peer's clients, and goes only to handlers of this server.
 //! * It is told only of actions that have handlers of this server, so that nobody forwards to who would have to forward.
 
+pub(crate) mod abroad;
+pub(crate) mod guests;
+
 use bytes::Bytes;
 use ringpost_protocol::{
     Code,
-    message::{Hello, Speaker},
+    limits::MIN_COUNTED_BYTES,
+    message::{Hello, PeerMessage, Speaker},
     secure::Role,
 };
 
-use crate::{Broker, ConnId, Output};
+use crate::{Broker, CloseReason, ConnId, Output};
+
+/// The log's name for a peer that holds a delivery begins so, which no session's name does.
+pub(crate) const SESSION_OF_PEER: &[u8] = b"\0peer\0";
 
 /// The server at the other end of a link.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,17 +138,74 @@ impl Broker {
     pub(crate) fn peer_is_there(&mut self, conn: ConnId, server_id: &Bytes, speaker: Speaker) {
         let server_id = Bytes::copy_from_slice(server_id);
         let dialled = self.links.contains_key(&conn);
+        // Started anew, it has no other link: what may still come on those is of no use any more.
+        let earlier = |conn: &&ConnId| {
+            let peer = self.connection(**conn).and_then(|connection| connection.peer.as_deref());
+            peer.is_some_and(|peer| peer.server_id == server_id && peer.instance != speaker.instance)
+        };
+        for earlier in self.peers.iter().filter(earlier).copied().collect::<Vec<_>>() {
+            self.close(earlier, CloseReason::Finished);
+            self.end_connection(earlier);
+        }
+        let name = server_id.clone();
         let Some(connection) = self.connection_mut(conn) else { return };
         connection.peer = Some(Box::new(Peer { server_id, dialled, instance: speaker.instance }));
         self.peers.push(conn);
         self.outputs.push_back(Output::PeersChanged);
+        self.tell_abroad(conn, &name);
     }
 
-    /// A connection ends, which may have been a link.
-    pub(crate) fn peer_is_gone(&mut self, conn: ConnId) {
-        if self.is_peer(conn) {
-            self.peers.retain(|peer| *peer != conn);
-            self.outputs.push_back(Output::PeersChanged);
+    /// A connection ends, which may have been a link: to whom.
+    pub(crate) fn peer_is_gone(&mut self, conn: ConnId) -> Option<Bytes> {
+        let peer = self.peer_name(conn)?;
+        self.peers.retain(|peer| *peer != conn);
+        self.outputs.push_back(Output::PeersChanged);
+        Some(peer)
+    }
+
+    /// One of two links to a peer has ended: what was on its way there is asked for on the other.
+    pub(crate) fn link_is_replaced(&mut self, peer: &Bytes) {
+        if let Some(other) = self.link_to(peer) {
+            self.tell_abroad(other, peer);
         }
+    }
+
+    /// What a peer says of durable requests, its own or this server's.
+    pub(crate) fn peer_says(&mut self, conn: ConnId, message: &mut PeerMessage) {
+        if !self.is_peer(conn) {
+            return self.break_off(conn, "frames between servers are for links, and this is none");
+        }
+        match message {
+            PeerMessage::Forward(forward) => {
+                forward.content.count_large(MIN_COUNTED_BYTES, &self.large);
+                self.take_guest(conn, forward);
+            }
+            PeerMessage::Ended(ended) => {
+                ended.content.count_large(MIN_COUNTED_BYTES, &self.large);
+                self.ended_abroad(conn, ended);
+            }
+            PeerMessage::Working { run, content } => {
+                content.count_large(MIN_COUNTED_BYTES, &self.large);
+                self.working_abroad(conn, *run, content);
+            }
+            PeerMessage::Withdraw(run) => self.withdrawn(conn, *run),
+            PeerMessage::Taken(run) => self.guest_taken(conn, *run),
+            PeerMessage::Abroad(list) => self.listed(conn, list),
+            PeerMessage::Unknown(list) => self.unknown_abroad(conn, list),
+        }
+    }
+
+    /// Attempts that peers have, and attempts of peers that are here or have ended here.
+    #[cfg(test)]
+    pub(crate) fn between(&self) -> (usize, usize) {
+        (self.abroad.len(), self.guests.len())
+    }
+
+    pub(crate) fn check_peers(&self) {
+        for conn in &self.peers {
+            assert!(self.is_peer(*conn), "{conn} is a link");
+        }
+        self.check_abroad();
+        self.check_guests();
     }
 }

@@ -25,7 +25,7 @@ use crate::{
     ConnId, ReadId, Speaks,
     dispatch::{Far, Ready},
     durable::Durable,
-    peers::Peer,
+    peers::{Peer, guests::Guest},
     permissions::Granted,
     session::Outcomes,
     slab::Key,
@@ -188,6 +188,8 @@ pub(crate) struct Kept {
     pub(crate) durable: Option<Box<Durable>>,
     /// Handlers of peers that have declined it.
     pub(crate) declined: Vec<Key<Handler>>,
+    /// It is a durable request of a peer, of which an attempt is made here.
+    pub(crate) guest: Option<Box<Guest>>,
     /// Empty once it went to the last handler that it can go to.
     pub(crate) content: Content,
 }
@@ -254,6 +256,8 @@ pub(crate) enum Timer {
     Reread(ReadId),
     /// The dispatch interval is over.
     Pacing,
+    /// Look for ends of guests that nobody takes.
+    Guests,
     /// The receivers changed, and enough time has passed since they were last told.
     Receivers,
 }

@@ -228,6 +228,10 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "DURATION", env = "RINGPOST_REATTACH", value_parser = duration)]
     reattach: Option<Duration>,
 
+    /// How long a durable request stays with a peer that is away; then it is tried elsewhere [default: 60s]
+    #[arg(long, value_name = "DURATION", env = "RINGPOST_PEER_LOST", value_parser = duration)]
+    peer_lost: Option<Duration>,
+
     /// How long dead letters are kept [default: 7d]
     #[arg(long, value_name = "DURATION", env = "RINGPOST_DEAD_TTL", value_parser = duration)]
     dead_ttl: Option<Duration>,
@@ -321,6 +325,7 @@ impl ServeArgs {
         replace(&mut config.max_disk, self.max_disk);
         replace(&mut config.handle_timeout, self.handle_timeout);
         replace(&mut config.reattach, self.reattach);
+        replace(&mut config.peer_lost, self.peer_lost);
         replace(&mut config.dead_ttl, self.dead_ttl);
         replace(&mut config.dead_limit, self.dead_limit);
         replace(&mut config.idempotency_limit, self.idempotency_limit);
@@ -392,7 +397,7 @@ mod tests {
              --ping-interval 9s --drain-timeout 10s --leg-queue-limit 11 --stuck-after 12s --session-linger 13s \
              --max-sessions-away 14 --outcome-limit 15KiB --memory 16MiB --queue-memory 5MiB --busy-poll 60us --data-dir d \
              --sync interval:17s --segment-size 18MiB --max-disk 190MiB --handle-timeout 20s --dead-ttl 21s --dead-limit 22 \
-             --idempotency-limit 23 --reattach 24s --durable all --proxy-from 10.0.0.0/8,::1 --max-unauthenticated 25 \
+             --idempotency-limit 23 --reattach 24s --peer-lost 27s --durable all --proxy-from 10.0.0.0/8,::1 --max-unauthenticated 25 \
              --max-unauthenticated-per-address 26 --secure-key-file a --secure-key-file admin:b"
                 .split_whitespace()
                 .collect::<Vec<_>>()
@@ -420,6 +425,7 @@ mod tests {
         (expected.outcome_limit, expected.memory) = (15 << 10, 16 << 20);
         (expected.handle_timeout, expected.dead_ttl, expected.dead_limit) = (seconds(20), seconds(21), 22);
         (expected.idempotency_limit, expected.reattach) = (23, seconds(24));
+        expected.peer_lost = seconds(27);
         expected.queue_memory = Some(5 << 20);
         expected.durable = Durable::All;
         expected.proxy_from = ["10.0.0.0/8", "::1"].map(|text| text.parse().unwrap()).to_vec();

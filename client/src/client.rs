@@ -8,7 +8,7 @@ use std::{borrow::Cow, collections::VecDeque};
 use ringpost_protocol::{
     Code, Content,
     limits::{MAX_ACTION_BYTES, MAX_HEADERS_BYTES, MAX_OPTIONS_BYTES, check_name, check_own_name},
-    message::{ClientMessage, Hello, Request, ServerMessage, Speaker, Target, Verdict},
+    message::{ClientMessage, Hello, PeerMessage, Request, ServerMessage, Speaker, Target, Verdict},
     time::Time,
 };
 
@@ -370,6 +370,20 @@ impl Client {
             self.acknowledge(now);
         }
         taken
+    }
+
+    /// Why the server would not take this content in any message, if it would not.
+    pub fn refuses_payload(&self, content: &Content) -> Option<Error> {
+        check_payload(content, self.link.max_payload).err()
+    }
+
+    /// Of a server that speaks as a peer: says something of durable requests. `false` without a connection.
+    pub fn say_to_peer(&mut self, message: Box<PeerMessage>) -> bool {
+        let ready = self.link.phase == Phase::Ready;
+        if ready {
+            self.say(ClientMessage::Peer(message));
+        }
+        ready
     }
 
     /// Asks to be told the receivers once more, whether or not they change.

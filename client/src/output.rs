@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use ringpost_protocol::{
     Content,
-    message::{ClientMessage, Deliver, Leg},
+    message::{ClientMessage, Deliver, Leg, PeerMessage},
 };
 use slotmap::{DefaultKey, Key};
 
@@ -169,6 +169,8 @@ pub enum Output {
     RegistrationFailed(RegistrationId, Error),
     /// Nothing more will be delivered for this registration.
     Deregistered(RegistrationId),
+    /// Of a server that speaks as a peer: what the other one says of durable requests.
+    Peer(Box<PeerMessage>),
     /// Tell whoever is interested.
     Event(Event),
 }

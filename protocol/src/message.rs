@@ -3,9 +3,12 @@
 //! The codecs ([`crate::frame`], [`crate::json`]) turn bytes into these and these into bytes; the cores know nothing
 //! else. Fields that only one dialect can carry say so.
 
+mod peer;
+
 use bytes::Bytes;
 use smallvec::SmallVec;
 
+pub use self::peer::{Ended, Forward, PeerMessage, Run, Runs};
 use crate::{Code, Content};
 
 /// JSON's `clientId` as it was written, kept beside a request; empty in the binary dialect.
@@ -339,6 +342,8 @@ pub enum ClientMessage {
     Pong(u64),
     /// No more requests and no more deliveries, please; the connection ends when all is answered.
     Goaway,
+    /// From another server, on a link.
+    Peer(Box<PeerMessage>),
 }
 
 /// Everything that a server can say.
@@ -416,4 +421,6 @@ pub enum ServerMessage {
         /// For people.
         reason: String,
     },
+    /// To another server, on a link.
+    Peer(Box<PeerMessage>),
 }

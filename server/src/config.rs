@@ -230,6 +230,8 @@ pub struct Config {
     /// How long, after a restart, what a handler held waits for it to come back; then another gets it. Default 5 s.
     #[serde(with = "units::duration")]
     pub reattach: Duration,
+    /// How long an attempt at a durable request stays with a peer that nothing is heard from; then the next one begins.
+    pub peer_lost: Duration,
     /// How long dead letters are kept: durable sends that were given up. Default 7 days.
     #[serde(with = "units::duration")]
     pub dead_ttl: Duration,
@@ -284,6 +286,7 @@ impl Default for Config {
             max_disk: 8 << 30,
             handle_timeout: broker.handle_timeout,
             reattach: broker.reattach,
+            peer_lost: broker.peer_lost,
             dead_ttl: broker.dead_ttl,
             dead_limit: broker.dead_limit,
             idempotency_limit: broker.idempotency_limit,
@@ -442,6 +445,7 @@ impl Config {
             ("dispatch-interval", self.dispatch_interval),
             ("session-linger", self.session_linger),
             ("reattach", self.reattach),
+            ("peer-lost", self.peer_lost),
             ("drain-timeout", self.drain_timeout),
         ] {
             let allowed = value <= Duration::from_secs(86_400);
@@ -487,6 +491,7 @@ impl Config {
             durable_all: self.durable == Durable::All,
             handle_timeout: self.handle_timeout,
             reattach: self.reattach,
+            peer_lost: self.peer_lost,
             dead_ttl: self.dead_ttl,
             dead_limit: self.dead_limit,
             idempotency_limit: self.idempotency_limit,

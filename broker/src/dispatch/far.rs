@@ -4,9 +4,10 @@
 //! `near` here). So turns, credit and loss are the same code for both; what is particular stands here:
 //!
 //! * Handlers of this server come first. A request goes to a peer when none of them has credit, or there is none.
-//! * Only plain requests go there, and never those that came from a peer themselves: one hop, so that no ring of servers
-//!   hands a request round for ever. Broadcasts and durable requests stay.
+//! * What came from a peer never goes there: one hop, so that no ring of servers hands a request round for ever. Broadcasts
+//!   stay, too.
 //! * A peer may decline: it has not run there. That is no attempt, and the next one is asked; each at most once.
+//! * Of durable requests an attempt goes there: [`crate::peers::abroad`] has what is particular of that.
 
 use std::collections::VecDeque;
 
@@ -58,11 +59,11 @@ impl Broker {
         }
     }
 
-    /// Whether a request may be given to a peer's handler: it is plain, did not come from a peer, and none has declined it.
+    /// Whether a request may be given to a peer's handler: it did not come from a peer, and none has declined it.
     pub(crate) fn may_go_far(&self, request: &Request) -> bool {
         let declined =
             || request.kept.and_then(|kept| self.kept.get(kept)).is_some_and(|it| !it.declined.is_empty());
-        !request.is_durable() && !self.is_from_peer(request.session) && !declined()
+        !self.is_from_peer(request.session) && !declined() && self.guest(request).is_none()
     }
 
     /// Whether a session's requests come from a peer.
@@ -108,6 +109,15 @@ impl Broker {
                 return self.wait_for_pace(near);
             }
             let Some(key) = self.next_far(near) else { return };
+            if self.payload_of(key).is_absent() {
+                // It is first in this line until it has been read.
+                if let Some(far) = self.actions.get_mut(near).and_then(|action| action.far.as_mut()) {
+                    far.line.push_front(key);
+                }
+                // What comes next in the action's own line mostly comes next in this one.
+                self.first_is_here(near);
+                return self.read_back(&[key]);
+            }
             if self.deliveries.is_full() {
                 self.counters.refused_overloaded += 1;
                 self.end_with_error(key, Code::Overloaded, TOO_MANY_HELD.to_owned());
@@ -146,8 +156,12 @@ impl Broker {
         if let Some(content) = content {
             self.keep(key, content);
         }
-        let content = self.kept_of(key).map(|kept| kept.content.clone()).unwrap_or_default();
+        let Some(kept) = self.kept_of(key) else { return };
+        let (content, durable) = (kept.content.clone(), kept.durable.is_some());
         self.deliver_content(key, handler, content);
+        if durable {
+            self.drop_payload_if_over(key);
+        }
     }
 
     /// A peer has not run a request that it was given, and will not. Others are asked that can take it now; if there are none,

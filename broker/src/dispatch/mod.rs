@@ -104,12 +104,16 @@ impl Broker {
                 lost.push((received, delivery_key, delivery));
             }
         }
+        let of_peer = self.is_peer(handler.conn);
         let leaves = self.drain != Drain::No
             || self.connection(handler.conn).is_some_and(|connection| connection.leaving);
         // What was accepted first is dispatched first again.
         lost.sort_unstable_by_key(|(received, _, _)| *received);
         let mut again = Vec::new();
         for (_, delivery_key, delivery) in lost {
+            if of_peer && self.strand(delivery_key, &delivery) {
+                continue;
+            }
             self.counters.lost_attempts += 1;
             if let Some(request) = self.lose_attempt(delivery_key, &delivery, leaves) {
                 again.push(request);

@@ -3,7 +3,7 @@
 use ringpost_protocol::{
     Code, Content,
     limits::MIN_COUNTED_BYTES,
-    message::{Reply, RequestFlags, ServerMessage, Tag},
+    message::{PeerMessage, Reply, RequestFlags, Run, ServerMessage, Tag},
 };
 
 use super::{Decided, Durable, Gate, Payload};
@@ -20,7 +20,16 @@ pub(crate) struct Answered {
     pub(crate) conn: ConnId,
     /// Which of those that had this number.
     pub(crate) connection: u64,
-    pub(crate) sequence: u64,
+    pub(crate) by: By,
+}
+
+/// What an answer is called where it came from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum By {
+    /// A handler's, among its session's. 0 in JSON, which has no word for it.
+    Sequence(u64),
+    /// A peer's.
+    Run(Run),
 }
 
 impl Broker {
@@ -57,6 +66,7 @@ impl Broker {
             return self.bury(key, code, content.payload(), answered);
         }
         let awaited = self.payload_of(key).is_absent();
+        self.withdraw_stranded(key);
         self.set_payload(key, Payload::None);
         let Some(request) = self.requests.get_mut(key) else { return };
         request.state = RequestState::Decided;
@@ -153,13 +163,19 @@ impl Broker {
 
     /// A handler's answer has had its effect for good. It is told so if it is still there: on another connection the same
     /// sequence is another answer's.
-    pub(super) fn settled(&mut self, answered: Answered) {
+    pub(crate) fn settled(&mut self, answered: Answered) {
         let there = |connection: &Connection| {
             connection.count == answered.connection && connection.speaks == crate::Speaks::Binary
         };
-        if answered.sequence != 0 && self.connection(answered.conn).is_some_and(there) {
-            self.send(answered.conn, ServerMessage::Acknowledge { sequence: answered.sequence });
+        if !self.connection(answered.conn).is_some_and(there) {
+            return;
         }
+        let message = match answered.by {
+            By::Sequence(0) => return,
+            By::Sequence(sequence) => ServerMessage::Acknowledge { sequence },
+            By::Run(run) => ServerMessage::Peer(Box::new(PeerMessage::Taken(run))),
+        };
+        self.send(answered.conn, message);
     }
 
     /// Sends an outcome, and gives it its place in its session, if the client listens and wants it.

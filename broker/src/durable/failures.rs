@@ -75,6 +75,9 @@ impl Broker {
 
     /// The pause is over: it waits for a handler again, before those that came later.
     pub(crate) fn rested(&mut self, key: Key<Request>) {
+        if self.peer_is_lost(key) {
+            return;
+        }
         let rest = self.durable_mut(key).and_then(|durable| durable.rest.take());
         self.stop_timer(rest);
         self.forget_former(key);
@@ -84,7 +87,8 @@ impl Broker {
         }
     }
 
-    fn queue_again(&mut self, key: Key<Request>) {
+    /// Lets it wait for a handler, before those that came later.
+    pub(crate) fn queue_again(&mut self, key: Key<Request>) {
         let Some(name) = self.kept_of(key).map(|kept| kept.content.name().to_vec()) else { return };
         let action = self.action_for(&name);
         self.enqueue(action, key, true);
@@ -109,6 +113,9 @@ impl Broker {
         if let Some(durable) = self.durable_mut(key) {
             durable.lease = None;
         }
+        if self.stranded_lease_over(key) {
+            return;
+        }
         let Some(request) = self.requests.get(key) else { return };
         let RequestState::Delivered(delivery) = request.state else { return };
         let (used_up, tag) = (request.attempt >= request.max_attempts, self.tag_of(request));
@@ -131,6 +138,7 @@ impl Broker {
         let (count, session, number, timer) = (request.count, request.session, request.number, request.timer);
         let attempt = request.attempt;
         let awaited = self.payload_of(key).is_absent();
+        self.withdraw_stranded(key);
         self.payload_leaves_queue(key);
         self.payload_is_logged(key);
         let Some(request) = self.requests.get_mut(key) else { return };

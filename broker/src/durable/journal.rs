@@ -8,10 +8,11 @@ use std::collections::VecDeque;
 
 use ringpost_protocol::{Code, Content};
 
-use super::{Durable, Places, compact::Tenants, decide::Answered, keys::idempotency_key, readback::Reads};
+use super::{Answered, Durable, Places, compact::Tenants, keys::idempotency_key, readback::Reads};
 use crate::{
     Broker, ConnId,
     log::{Location, Record, Sequence, Writer, body},
+    peers::abroad::session_of_peer,
     slab::Key,
     state::{Delivery, Request, Session},
 };
@@ -154,8 +155,12 @@ impl Broker {
     pub(crate) fn log_delivered(&mut self, key: Key<Request>, delivery: Key<Delivery>, conn: ConnId) {
         let session = self.connection(conn).and_then(|connection| connection.session);
         // Only who can come back is waited for after a restart.
-        let session =
-            session.and_then(|session| self.sessions.get(session)).filter(|session| session.outlives);
+        let session = session
+            .and_then(|session| self.sessions.get(session))
+            .filter(|session| session.outlives)
+            .map(|session| session.name.clone());
+        let peer = self.connection(conn).and_then(|connection| connection.peer.as_deref());
+        let session = peer.map(|peer| session_of_peer(&peer.server_id)).or(session).unwrap_or_default();
         let (Some(journal), Some(request)) = (&mut self.journal, self.requests.get(key)) else { return };
         let location = journal.append_for(
             key,
@@ -165,7 +170,7 @@ impl Broker {
                 delivery: delivery.raw(),
                 wall_ms: delivered_ms(request, self.now.wall_ms),
                 attempt: request.attempt,
-                session: session.map(|session| session.name.as_ref()).unwrap_or_default(),
+                session: &session,
             }),
         );
         // What could not be logged any more takes the place of nothing.

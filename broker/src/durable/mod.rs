@@ -50,7 +50,7 @@ use ringpost_protocol::{Code, Content, time::TimerId};
 
 pub use self::restore::Restore;
 pub(crate) use self::{
-    decide::Answered,
+    decide::{Answered, By},
     failures::Failure,
     journal::{Gate, Journal},
     keys::Keyed,
@@ -90,6 +90,8 @@ pub(crate) struct Durable {
     pub(crate) rest: Option<TimerId>,
     /// What its handler had when the broker died, as long as it waits for that handler.
     pub(crate) former: Option<Box<Former>>,
+    /// It is stranded at a peer: see [`crate::peers::abroad`].
+    pub(crate) abroad: bool,
     /// What went wrong last with a send.
     pub(crate) failure: Option<Box<Failure>>,
     /// Set if it has an idempotency key.

@@ -119,7 +119,7 @@ impl Reads {
 
 impl Broker {
     /// Asks for the payloads of those requests that are stored, in this order.
-    pub(super) fn read_back(&mut self, requests: &[Key<Request>]) {
+    pub(crate) fn read_back(&mut self, requests: &[Key<Request>]) {
         self.read_for(requests, Reader::Request);
     }
 

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     Broker,
+    peers::SESSION_OF_PEER,
     slab::Key,
     state::{Kept, Request, RequestState, Session, Timer},
 };
@@ -170,6 +171,7 @@ impl Broker {
         }
         let joins = asked.joins;
         let former = entry.former.clone().filter(|_| stage == Stage::Held);
+        let last_attempt = entry.attempt;
         self.restore_content(key, asked, entry, stage);
         if let Some(name) = name {
             if joins == 0 {
@@ -179,8 +181,13 @@ impl Broker {
                 self.set_keyed(key, Keyed { name, joins, ..Keyed::default() });
             }
         }
-        if let Some(former) = former {
-            self.wait_for_handler(key, *former);
+        match former {
+            Some(former) if former.session.starts_with(SESSION_OF_PEER) => {
+                self.stranded_before(key, last_attempt, &former.session);
+                return self.forget_action_if_unused(action);
+            }
+            Some(former) => self.wait_for_handler(key, *former),
+            None => {}
         }
         self.go_on(key, stage, action, firsts);
     }
@@ -259,13 +266,6 @@ impl Broker {
             Stage::Waiting => self.enqueue(action, key, false),
         }
         self.forget_action_if_unused(action);
-    }
-
-    fn rest(&mut self, key: Key<Request>, pause: Duration) {
-        let rest = self.timers.insert(self.now.mono + pause, Timer::Rested(key));
-        if let Some(durable) = self.durable_mut(key) {
-            durable.rest = Some(rest);
-        }
     }
 
     /// The session that a request in the log belongs to; one without a name cannot be come back to.

@@ -1,5 +1,6 @@
 //! Durable requests: nothing is promised before it is stable, and everything that was promised is there after a restart.
 
+mod abroad;
 mod all;
 mod any_order;
 mod instances;

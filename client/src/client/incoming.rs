@@ -189,6 +189,13 @@ impl Client {
                 self.resumed(&open, now);
             }
             ServerMessage::Acknowledge { sequence } => self.deliveries.acknowledged(sequence),
+            ServerMessage::Peer(message) if self.config.peer.is_some() => {
+                self.outputs.push_back(Output::Peer(message));
+            }
+            ServerMessage::Peer(_) => {
+                let message = "the server said something that is for other servers";
+                return Err(Error::new(Code::Malformed, message));
+            }
             ServerMessage::Reply(_)
             | ServerMessage::Deliver(_)
             | ServerMessage::Accepted { .. }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{HEADER_BYTES, kind, layout};
+use super::{HEADER_BYTES, kind, layout, peer};
 use crate::{
     Code, Content, Span, WireError,
     limits::MAX_RESUME_NUMBERS,
@@ -39,6 +39,7 @@ pub fn decode_client(frame: Bytes) -> Result<Option<ClientMessage>, WireError> {
         kind::PING => ClientMessage::Ping(head.number),
         kind::PONG => ClientMessage::Pong(head.number),
         kind::GOAWAY => ClientMessage::Goaway,
+        kind::FORWARD..=kind::UNKNOWN => ClientMessage::Peer(Box::new(peer::decode(head, frame)?)),
         unknown => return skip_or_refuse(unknown),
     };
     Ok(Some(message))
@@ -74,16 +75,17 @@ pub fn decode_server(frame: Bytes) -> Result<Option<ServerMessage>, WireError> {
             let reason = text(&frame[HEADER_BYTES + layout::goaway::SIZE..]);
             ServerMessage::Goaway { grace_ms: u32_at(fixed, layout::goaway::GRACE), reason }
         }
+        kind::FORWARD..=kind::UNKNOWN => ServerMessage::Peer(Box::new(peer::decode(head, frame)?)),
         unknown => return skip_or_refuse(unknown),
     };
     Ok(Some(message))
 }
 
 #[derive(Clone, Copy)]
-struct Head {
-    kind: u8,
-    flags: u8,
-    number: u64,
+pub(super) struct Head {
+    pub(super) kind: u8,
+    pub(super) flags: u8,
+    pub(super) number: u64,
 }
 
 impl Head {
@@ -159,22 +161,7 @@ fn decode_answer(head: Head, frame: Bytes) -> Result<Answer, WireError> {
     use layout::answer as at;
     let fixed: &[u8; at::SIZE] = fixed(&frame, "answer")?;
     let code = u16_at(fixed, at::CODE) as u16;
-    let verdict = match (head.flags, code) {
-        (0, 0) => Verdict::Reply,
-        (layout::ANSWER_RETRY, _) => Verdict::Retry(u32_at(fixed, at::RETRY_AFTER)),
-        (layout::ANSWER_REJECT, _) => Verdict::Reject,
-        (0, code) if code == Code::Cancelled.number() => Verdict::Cancelled,
-        (layout::ANSWER_DECLINED, code) => Verdict::Declined(Code::from_number(code).unwrap_or(Code::Remote)),
-        (0, code) => match Code::from_number(code) {
-            Some(Code::Remote) | None => Verdict::Error,
-            Some(code) => Verdict::Failed(code),
-        },
-        (flags, _) => {
-            let message =
-                format!("answer to delivery {}: flags {flags:#04x} are not known in version 1", head.number);
-            return Err(WireError::new(Code::Unsupported, message));
-        }
-    };
+    let verdict = verdict(head, code, u32_at(fixed, at::RETRY_AFTER), "answer to delivery")?;
     let sequence = u64_at(fixed, at::SEQUENCE);
     let lengths = Lengths {
         name: usize::from(fixed[at::NAME_LENGTH]),
@@ -183,6 +170,30 @@ fn decode_answer(head: Head, frame: Bytes) -> Result<Answer, WireError> {
     };
     let content = content(frame, at::SIZE, lengths, "answer")?;
     Ok(Answer { delivery: head.number, sequence, verdict, content })
+}
+
+/// The verdict that flags, code and pause stand for.
+pub(super) fn verdict(
+    head: Head,
+    code: u16,
+    retry_after_ms: u32,
+    what: &'static str,
+) -> Result<Verdict, WireError> {
+    Ok(match (head.flags, code) {
+        (0, 0) => Verdict::Reply,
+        (layout::ANSWER_RETRY, _) => Verdict::Retry(retry_after_ms),
+        (layout::ANSWER_REJECT, _) => Verdict::Reject,
+        (0, code) if code == Code::Cancelled.number() => Verdict::Cancelled,
+        (layout::ANSWER_DECLINED, code) => Verdict::Declined(Code::from_number(code).unwrap_or(Code::Remote)),
+        (0, code) => match Code::from_number(code) {
+            Some(Code::Remote) | None => Verdict::Error,
+            Some(code) => Verdict::Failed(code),
+        },
+        (flags, _) => {
+            let message = format!("{what} {}: flags {flags:#04x} are not known in version 1", head.number);
+            return Err(WireError::new(Code::Unsupported, message));
+        }
+    })
 }
 
 #[inline]
@@ -348,15 +359,15 @@ fn decode_error(head: Head, frame: &Bytes) -> Result<ErrorReport, WireError> {
     Ok(ErrorReport { scope, number: head.number, code, message: text(&frame[HEADER_BYTES + at::SIZE..]) })
 }
 
-struct Lengths {
-    name: usize,
-    options: usize,
-    headers: usize,
+pub(super) struct Lengths {
+    pub(super) name: usize,
+    pub(super) options: usize,
+    pub(super) headers: usize,
 }
 
 /// The spans of name, options, headers and payload behind a fixed part of `fixed_bytes`.
 #[inline]
-fn content(
+pub(super) fn content(
     frame: Bytes,
     fixed_bytes: usize,
     lengths: Lengths,
@@ -389,11 +400,14 @@ fn part(frame: &Bytes, start: usize, length: usize, what: &'static str) -> Resul
 }
 
 #[inline]
-fn fixed<'a, const N: usize>(frame: &'a [u8], what: &'static str) -> Result<&'a [u8; N], WireError> {
+pub(super) fn fixed<'a, const N: usize>(
+    frame: &'a [u8],
+    what: &'static str,
+) -> Result<&'a [u8; N], WireError> {
     frame[HEADER_BYTES..].first_chunk().ok_or_else(|| too_short(what))
 }
 
-fn too_short(what: &'static str) -> WireError {
+pub(super) fn too_short(what: &'static str) -> WireError {
     WireError::malformed(format!("{what}: the frame ends before the parts that its lengths announce"))
 }
 
@@ -407,15 +421,15 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> usize {
+pub(super) fn u16_at(bytes: &[u8], at: usize) -> usize {
     usize::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes([
         bytes[at],
         bytes[at + 1],

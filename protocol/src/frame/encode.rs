@@ -1,6 +1,6 @@
 //! Messages to bytes.
 
-use super::{HEADER_BYTES, kind, layout};
+use super::{HEADER_BYTES, kind, layout, peer};
 use crate::{
     Code, Content, Outgoing,
     message::{
@@ -34,6 +34,7 @@ pub fn encode_client(message: &ClientMessage, out: &mut Outgoing) {
         ClientMessage::Ping(token) => bare(kind::PING, 0, *token, out),
         ClientMessage::Pong(token) => bare(kind::PONG, 0, *token, out),
         ClientMessage::Goaway => bare(kind::GOAWAY, 0, 0, out),
+        ClientMessage::Peer(message) => peer::encode(message, out),
         ClientMessage::Deregister(Target::Name(_))
         | ClientMessage::Cancel(Target::Name(_))
         | ClientMessage::Acknowledge(Target::Name(_)) => {
@@ -80,6 +81,7 @@ pub fn encode_server(message: &crate::message::ServerMessage, out: &mut Outgoing
             let fixed: [u8; layout::goaway::SIZE] = grace_ms.to_le_bytes();
             frame(kind::GOAWAY, 0, 0, &fixed, &[reason.as_bytes()], out);
         }
+        ServerMessage::Peer(message) => peer::encode(message, out),
     }
 }
 
@@ -131,15 +133,7 @@ fn encode_deliver(deliver: &Deliver, out: &mut Outgoing) {
 fn encode_answer(answer: &Answer, out: &mut Outgoing) {
     use layout::answer as at;
     let content = &answer.content;
-    let (flags, code, retry_after_ms) = match answer.verdict {
-        Verdict::Reply => (0, 0, 0),
-        Verdict::Error => (0, Code::Remote.number(), 0),
-        Verdict::Cancelled => (0, Code::Cancelled.number(), 0),
-        Verdict::Retry(after_ms) => (layout::ANSWER_RETRY, Code::Remote.number(), after_ms),
-        Verdict::Reject => (layout::ANSWER_REJECT, Code::Remote.number(), 0),
-        Verdict::Failed(code) => (0, code.number(), 0),
-        Verdict::Declined(code) => (layout::ANSWER_DECLINED, code.number(), 0),
-    };
+    let (flags, code, retry_after_ms) = verdict_parts(answer.verdict);
     let mut fixed = [0; at::SIZE];
     put(&mut fixed, at::SEQUENCE, answer.sequence.to_le_bytes());
     put(&mut fixed, at::RETRY_AFTER, retry_after_ms.to_le_bytes());
@@ -156,6 +150,19 @@ fn encode_answer(answer: &Answer, out: &mut Outgoing) {
         content,
         out,
     );
+}
+
+/// Flags, code and pause of a verdict.
+pub(super) fn verdict_parts(verdict: Verdict) -> (u8, u16, u32) {
+    match verdict {
+        Verdict::Reply => (0, 0, 0),
+        Verdict::Error => (0, Code::Remote.number(), 0),
+        Verdict::Cancelled => (0, Code::Cancelled.number(), 0),
+        Verdict::Retry(after_ms) => (layout::ANSWER_RETRY, Code::Remote.number(), after_ms),
+        Verdict::Reject => (layout::ANSWER_REJECT, Code::Remote.number(), 0),
+        Verdict::Failed(code) => (0, code.number(), 0),
+        Verdict::Declined(code) => (layout::ANSWER_DECLINED, code.number(), 0),
+    }
 }
 
 #[inline]
@@ -290,7 +297,7 @@ fn bare(kind: u8, flags: u8, number: u64, out: &mut Outgoing) {
 }
 
 /// A frame whose variable parts are short.
-fn frame(kind: u8, flags: u8, number: u64, fixed: &[u8], parts: &[&[u8]], out: &mut Outgoing) {
+pub(super) fn frame(kind: u8, flags: u8, number: u64, fixed: &[u8], parts: &[&[u8]], out: &mut Outgoing) {
     let tail = out.tail();
     header(kind, flags, number, fixed.len() + parts.iter().map(|part| part.len()).sum::<usize>(), tail);
     tail.extend_from_slice(fixed);
@@ -302,7 +309,7 @@ fn frame(kind: u8, flags: u8, number: u64, fixed: &[u8], parts: &[&[u8]], out: &
 /// A frame with a content behind its fixed part: name, options, headers, payload. `WHOLE` is the size of the frame's
 /// header and fixed part together, so that both are written as one run.
 #[inline]
-fn with_content<const FIXED: usize, const WHOLE: usize>(
+pub(super) fn with_content<const FIXED: usize, const WHOLE: usize>(
     kind: u8,
     flags: u8,
     number: u64,
@@ -328,7 +335,7 @@ fn with_content<const FIXED: usize, const WHOLE: usize>(
     out.push(payload, || content.payload_bytes());
 }
 
-fn header(kind: u8, flags: u8, number: u64, length: usize, tail: &mut Vec<u8>) {
+pub(super) fn header(kind: u8, flags: u8, number: u64, length: usize, tail: &mut Vec<u8>) {
     tail.extend_from_slice(&header_bytes(kind, flags, number, length));
 }
 
@@ -343,11 +350,11 @@ fn header_bytes(kind: u8, flags: u8, number: u64, length: usize) -> [u8; HEADER_
 }
 
 #[inline]
-fn put<const N: usize>(fixed: &mut [u8], at: usize, value: [u8; N]) {
+pub(super) fn put<const N: usize>(fixed: &mut [u8], at: usize, value: [u8; N]) {
     fixed[at..at + N].copy_from_slice(&value);
 }
 
-fn short(part: &[u8]) -> [u8; 2] {
+pub(super) fn short(part: &[u8]) -> [u8; 2] {
     debug_assert!(part.len() <= usize::from(u16::MAX));
     (part.len() as u16).to_le_bytes()
 }

@@ -228,3 +228,68 @@ pub mod goaway {
     /// Size of the fixed part.
     pub const SIZE: usize = 4;
 }
+
+/// Flag of `abroad` and `unknown`: more of the same list follows.
+pub const RUNS_MORE: u8 = 1;
+
+/// Which attempt: `working`, `withdraw` and `taken` (number: the request's count) have nothing else in their fixed part, and
+/// `abroad` and `unknown` (number: the tie) a list of these with the count behind the boot.
+pub mod run {
+    /// u64: the boot that counts the request: its owner's log.
+    pub const REQUEST_BOOT: usize = 0;
+    /// u16: which attempt, from 1.
+    pub const ATTEMPT: usize = 8;
+    /// u64: the last tie that the peer had been told when it was given this; 0 if the owner does not know.
+    pub const TIE: usize = 16;
+    /// Size of the fixed part; bytes 10 to 15 are reserved, 0.
+    pub const SIZE: usize = 24;
+    /// In a list, u64: the request's count.
+    pub const LISTED_COUNT: usize = 24;
+    /// Size in a list.
+    pub const LISTED_SIZE: usize = 32;
+}
+
+/// `forward` (number: the request's count; flags: those of the request): then action, options, headers, payload.
+pub mod forward {
+    /// u64: the boot that counts the request.
+    pub const REQUEST_BOOT: usize = 0;
+    /// u16: which attempt, from 1.
+    pub const ATTEMPT: usize = 8;
+    /// u16: bytes of the options.
+    pub const OPTIONS_LENGTH: usize = 10;
+    /// u16: bytes of the headers.
+    pub const HEADERS_LENGTH: usize = 12;
+    /// u8: bytes of the action.
+    pub const ACTION_LENGTH: usize = 14;
+    /// u64: the last tie that was told.
+    pub const TIE: usize = 16;
+    /// u64: milliseconds since the Unix epoch.
+    pub const RECEIVED_AT: usize = 24;
+    /// u32: milliseconds until it expires.
+    pub const TIME_LEFT: usize = 32;
+    /// Size of the fixed part; bytes 15 and 36 to 39 are reserved, 0.
+    pub const SIZE: usize = 40;
+}
+
+/// `ended` (number: the request's count; flags: those of an answer): then the handler's own error code, options, headers,
+/// payload.
+pub mod ended {
+    /// u64: the boot that counts the request.
+    pub const REQUEST_BOOT: usize = 0;
+    /// u16: which attempt, from 1.
+    pub const ATTEMPT: usize = 8;
+    /// u16: as an answer's.
+    pub const CODE: usize = 10;
+    /// u32: with the flag `retry`, milliseconds until the next attempt.
+    pub const RETRY_AFTER: usize = 12;
+    /// u16: bytes of the options.
+    pub const OPTIONS_LENGTH: usize = 16;
+    /// u16: bytes of the headers.
+    pub const HEADERS_LENGTH: usize = 18;
+    /// u8: bytes of the handler's own error code.
+    pub const NAME_LENGTH: usize = 20;
+    /// u64: the tie of the `forward` that it answers.
+    pub const TIE: usize = 24;
+    /// Size of the fixed part; bytes 21 to 23 are reserved, 0.
+    pub const SIZE: usize = 32;
+}

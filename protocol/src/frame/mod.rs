@@ -16,6 +16,7 @@
 mod decode;
 mod encode;
 pub mod layout;
+mod peer;
 mod preface;
 mod reader;
 
@@ -77,6 +78,20 @@ pub mod kind {
     pub const PONG: u8 = 0x24;
     /// ↔ leaving.
     pub const GOAWAY: u8 = 0x25;
+    /// ↔ between servers: run this.
+    pub const FORWARD: u8 = 0x30;
+    /// ↔ between servers: what became of it.
+    pub const ENDED: u8 = 0x31;
+    /// ↔ between servers: a handler is still at work on it.
+    pub const WORKING: u8 = 0x32;
+    /// ↔ between servers: it is not wanted any more.
+    pub const WITHDRAW: u8 = 0x33;
+    /// ↔ between servers: its end is stable.
+    pub const TAKEN: u8 = 0x34;
+    /// ↔ between servers: these are with you.
+    pub const ABROAD: u8 = 0x35;
+    /// ↔ between servers: of these, those that are not.
+    pub const UNKNOWN: u8 = 0x36;
     /// Set in kinds that may be skipped by who does not know them.
     pub const IGNORABLE: u8 = 0x80;
 }

@@ -95,7 +95,8 @@ pub fn encode(
         | ServerMessage::Acknowledge { .. }
         | ServerMessage::Resumed { .. }
         | ServerMessage::Ping(_)
-        | ServerMessage::Goaway { .. } => return Ok(()),
+        | ServerMessage::Goaway { .. }
+        | ServerMessage::Peer(_) => return Ok(()),
     }
     if context.lines {
         out.tail().push(b'\n');

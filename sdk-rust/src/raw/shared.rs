@@ -340,6 +340,8 @@ impl State {
                 Output::RegistrationFailed(id, error) => Notice::RegistrationFailed(id, error),
                 Output::Deregistered(id) => Notice::Deregistered(id),
                 Output::Event(event) => Notice::Event(event),
+                // Said to servers only, and this is none.
+                Output::Peer(_) => continue,
             };
             self.batch.notices.push(notice);
         }

@@ -25,8 +25,8 @@ use ringpost_client::{
 use ringpost_protocol::{
     Code, Content,
     message::{
-        Answer, ClientMessage, Deliver, Hello, Progress, Register, Reply, Request, RequestFlags, Scope,
-        ServerMessage, Speaker, Target, Verdict,
+        Answer, ClientMessage, Deliver, Ended, Hello, PeerMessage, Progress, Register, Reply, Request,
+        RequestFlags, Scope, ServerMessage, Speaker, Target, Verdict,
     },
     time::Time,
 };
@@ -318,6 +318,7 @@ impl Link {
             ServerMessage::Error(report) => {
                 tracing::debug!(link = self.settings.address, report.message, "the own core says");
             }
+            ServerMessage::Peer(message) => self.tell_peer(message),
             // What a client with a session, with broadcasts or with durable requests would want to know.
             ServerMessage::Welcome(_)
             | ServerMessage::Registered { .. }
@@ -561,12 +562,28 @@ impl Link {
         serde_json::json!({ "serverId": self.settings.server_id, "version": version }).to_string()
     }
 
+    // Of durable requests, servers speak to each other directly.
+
+    fn tell_peer(&mut self, message: Box<PeerMessage>) {
+        if let PeerMessage::Forward(forward) = &*message
+            && let Some(error) = self.client.refuses_payload(&forward.content)
+        {
+            // The peer would have to break the connection off.
+            let (run, content) = (forward.run, Content::from_payload(error.message().to_owned()));
+            let ended = Ended { run, verdict: Verdict::Failed(error.kind()), content };
+            return self.say(ClientMessage::Peer(Box::new(PeerMessage::Ended(ended))));
+        }
+        // Without a connection the own core is about to hear of that.
+        self.client.say_to_peer(message);
+    }
+
     // The connection.
 
-    fn welcomed(&mut self, server_id: Bytes) {
+    fn welcomed(&mut self, server_id: Bytes, boot: u64) {
         let conn = self.settings.conn;
         self.tell(Input::Opened { conn, speaks: Speaks::Binary, identity: Identity::default() });
-        let speaker = Speaker { instance: self.settings.boot.max(1), connection: 1 };
+        // As in a hello that the peer would have said itself.
+        let speaker = Speaker { instance: boot.max(1), connection: 1 };
         let hello =
             Hello { speaker, watch_receivers: true, peer: Some(server_id.clone()), ..Hello::default() };
         self.open = Some(Open::default());
@@ -684,6 +701,7 @@ impl Link {
                     }
                 }
                 Output::Receivers(list) => self.told_far(&list),
+                Output::Peer(message) => self.say(ClientMessage::Peer(message)),
                 Output::RegistrationFailed(id, error) => {
                     tracing::warn!(link = self.settings.address, %error, "the peer does not take an action");
                     if let Some(open) = &mut self.open {
@@ -699,7 +717,7 @@ impl Link {
 
     fn happened(&mut self, event: Event, now: Time) {
         match event {
-            Event::Connected { server_id, .. } => self.welcomed(server_id),
+            Event::Connected { server_id, boot, .. } => self.welcomed(server_id, boot),
             Event::Disconnected(_) => {
                 // The registrations of the last connection are not those of the next: which actions there are is told anew.
                 let own = self.open.as_mut().map(|open| std::mem::take(&mut open.own)).unwrap_or_default();
