@@ -169,8 +169,11 @@ impl Peer {
                     let after = if self.rng.chance(700) { 0 } else { self.rng.below(500_000) };
                     wishes.push(Wish::Claim { key: unclaimed.key, after });
                 }
-                Output::Progress { .. } | Output::Receivers(_) | Output::Registered(_) | Output::Event(_) => {
-                }
+                Output::Progress { .. }
+                | Output::Receivers(_)
+                | Output::Registered(_)
+                | Output::Peer(_)
+                | Output::Event(_) => {}
                 Output::RegistrationFailed(id, _) | Output::Deregistered(id) => {
                     self.registrations.retain(|known| *known != id)
                 }
