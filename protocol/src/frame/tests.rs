@@ -5,9 +5,9 @@ use super::*;
 use crate::{
     Code, Content, Outgoing,
     message::{
-        Answer, ClientMessage, Deliver, ErrorReport, Hello, Leg, OpenState, Progress, Register, Reply,
-        Request, RequestFlags, RequestId, Resume, Scope, ServerMessage, Speaker, Tag, Target, Verdict,
-        Welcome,
+        Answer, ClientMessage, Deliver, Ended, ErrorReport, Forward, Hello, Leg, OpenState, PeerMessage,
+        Progress, Register, Reply, Request, RequestFlags, RequestId, Resume, Run, Runs, Scope, ServerMessage,
+        Speaker, Tag, Target, Verdict, Welcome,
     },
 };
 
@@ -30,14 +30,8 @@ fn target() -> impl Strategy<Value = Target> {
     any::<u64>().prop_map(Target::Number)
 }
 
-fn client_message() -> impl Strategy<Value = ClientMessage> {
-    let request = (1u64.., 0u8..16, any::<u8>(), any::<u32>(), any::<u32>(), content(true)).prop_map(
-        |(number, flags, max_attempts, ttl_ms, timeout_ms, content)| {
-            let flags = RequestFlags(flags);
-            ClientMessage::Request(Request { number, flags, max_attempts, ttl_ms, timeout_ms, content })
-        },
-    );
-    let verdict = prop_oneof![
+fn verdict() -> impl Strategy<Value = Verdict> {
+    prop_oneof![
         Just(Verdict::Reply),
         Just(Verdict::Error),
         Just(Verdict::Cancelled),
@@ -48,8 +42,51 @@ fn client_message() -> impl Strategy<Value = ClientMessage> {
             .prop_filter("", |code| !matches!(code, Code::Remote | Code::Cancelled))
             .prop_map(Verdict::Failed),
         code().prop_map(Verdict::Declined)
-    ];
-    let answer = (any::<u64>(), any::<u64>(), verdict, content(true)).prop_map(
+    ]
+}
+
+fn run() -> impl Strategy<Value = Run> {
+    (any::<[u64; 3]>(), 1u16..).prop_map(|([boot, count, tie], attempt)| Run {
+        request: RequestId { boot, count },
+        attempt,
+        tie,
+    })
+}
+
+fn peer_message() -> impl Strategy<Value = PeerMessage> {
+    // A list's tie is its own.
+    let runs = || {
+        (any::<u64>(), any::<bool>(), vec(run(), 0..9)).prop_map(|(tie, more, runs)| Runs { tie, more, runs })
+    };
+    prop_oneof![
+        (run(), 0u8..32, any::<u32>(), any::<u64>(), content(true)).prop_map(
+            |(run, flags, time_left_ms, received_at_ms, content)| {
+                let flags = RequestFlags(flags);
+                PeerMessage::Forward(Forward { run, flags, time_left_ms, received_at_ms, content })
+            }
+        ),
+        (run(), verdict(), content(false)).prop_map(|(run, verdict, content)| PeerMessage::Ended(Ended {
+            run,
+            verdict,
+            content
+        })),
+        (run(), bytes(99))
+            .prop_map(|(run, payload)| PeerMessage::Working { run, content: Content::from_payload(payload) }),
+        run().prop_map(PeerMessage::Withdraw),
+        run().prop_map(PeerMessage::Taken),
+        runs().prop_map(PeerMessage::Abroad),
+        runs().prop_map(PeerMessage::Unknown),
+    ]
+}
+
+fn client_message() -> impl Strategy<Value = ClientMessage> {
+    let request = (1u64.., 0u8..16, any::<u8>(), any::<u32>(), any::<u32>(), content(true)).prop_map(
+        |(number, flags, max_attempts, ttl_ms, timeout_ms, content)| {
+            let flags = RequestFlags(flags);
+            ClientMessage::Request(Request { number, flags, max_attempts, ttl_ms, timeout_ms, content })
+        },
+    );
+    let answer = (any::<u64>(), any::<u64>(), verdict(), content(true)).prop_map(
         |(delivery, sequence, verdict, content)| {
             ClientMessage::Answer(Answer { delivery, sequence, verdict, content })
         },
@@ -92,6 +129,7 @@ fn client_message() -> impl Strategy<Value = ClientMessage> {
         any::<u64>().prop_map(ClientMessage::Ping),
         any::<u64>().prop_map(ClientMessage::Pong),
         Just(ClientMessage::Goaway),
+        peer_message().prop_map(|message| ClientMessage::Peer(Box::new(message))),
     ]
 }
 
@@ -203,6 +241,7 @@ fn server_message() -> impl Strategy<Value = ServerMessage> {
         any::<u64>().prop_map(ServerMessage::Ping),
         any::<u64>().prop_map(ServerMessage::Pong),
         (any::<u32>(), ".{0,40}").prop_map(|(grace_ms, reason)| ServerMessage::Goaway { grace_ms, reason }),
+        peer_message().prop_map(|message| ServerMessage::Peer(Box::new(message))),
     ]
 }
 

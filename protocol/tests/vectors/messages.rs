@@ -5,8 +5,9 @@ use ringpost_protocol::{
     Content, encode_headers,
     frame::{Mode, Preface},
     message::{
-        Answer, ClientMessage, Deliver, ErrorReport, Hello, Leg, OpenState, Progress, Register, Reply,
-        Request, RequestFlags, RequestId, Resume, Scope, ServerMessage, Speaker, Target, Verdict, Welcome,
+        Answer, ClientMessage, Deliver, Ended, ErrorReport, Forward, Hello, Leg, OpenState, PeerMessage,
+        Progress, Register, Reply, Request, RequestFlags, RequestId, Resume, Run, Runs, Scope, ServerMessage,
+        Speaker, Target, Verdict, Welcome,
     },
 };
 use serde_json::Value;
@@ -74,7 +75,10 @@ pub(crate) fn client(message: &Value) -> ClientMessage {
         "ping" => ClientMessage::Ping(number(message, "token")),
         "pong" => ClientMessage::Pong(number(message, "token")),
         "goaway" => ClientMessage::Goaway,
-        kind => panic!("a client has no {kind}"),
+        kind => match peer(message) {
+            Some(peer) => ClientMessage::Peer(Box::new(peer)),
+            None => panic!("a client has no {kind}"),
+        },
     }
 }
 
@@ -139,7 +143,50 @@ pub(crate) fn server(message: &Value) -> ServerMessage {
             grace_ms: number(message, "graceMs") as u32,
             reason: text(message, "reason").to_owned(),
         },
-        kind => panic!("a server has no {kind}"),
+        kind => match peer(message) {
+            Some(peer) => ServerMessage::Peer(Box::new(peer)),
+            None => panic!("a server has no {kind}"),
+        },
+    }
+}
+
+/// What servers say to each other, in both directions.
+fn peer(message: &Value) -> Option<PeerMessage> {
+    Some(match text(message, "kind") {
+        "forward" => PeerMessage::Forward(Forward {
+            run: run(message),
+            flags: flags(message),
+            time_left_ms: number(message, "timeLeftMs") as u32,
+            received_at_ms: number(message, "receivedAtMs"),
+            content: content(message, "action"),
+        }),
+        "ended" => PeerMessage::Ended(Ended {
+            run: run(message),
+            verdict: verdict(message),
+            content: content(message, "ownCode"),
+        }),
+        "working" => PeerMessage::Working { run: run(message), content: content(message, "") },
+        "withdraw" => PeerMessage::Withdraw(run(message)),
+        "taken" => PeerMessage::Taken(run(message)),
+        "abroad" => PeerMessage::Abroad(runs(message)),
+        "unknown" => PeerMessage::Unknown(runs(message)),
+        _ => return None,
+    })
+}
+
+fn run(message: &Value) -> Run {
+    Run {
+        request: RequestId { boot: boot(message), count: number(message, "count") },
+        attempt: number(message, "attempt") as u16,
+        tie: number(message, "tie"),
+    }
+}
+
+fn runs(message: &Value) -> Runs {
+    Runs {
+        tie: number(message, "tie"),
+        more: message["more"] == true,
+        runs: message["runs"].as_array().unwrap().iter().map(run).collect(),
     }
 }
 
