@@ -81,7 +81,10 @@ fn every_kind_has_a_vector() {
             // Between servers, both sides say the same.
             let both = matches!(number, kind::FORWARD..=kind::UNKNOWN);
             let either = both && seen.iter().any(|(_, seen)| *seen == number);
-            assert!(either || seen.contains(&(sender, number)), "no vector of the {sender:?}'s kind {number:#04x}");
+            assert!(
+                either || seen.contains(&(sender, number)),
+                "no vector of the {sender:?}'s kind {number:#04x}"
+            );
         }
         assert!(seen.iter().any(|(who, number)| *who == sender && number & kind::IGNORABLE != 0));
     }
