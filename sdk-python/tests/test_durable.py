@@ -7,7 +7,7 @@ import sys
 import textwrap
 
 import pytest
-from test_handlers import wait_until
+from shared import wait_until
 
 from ringpost import (
     Client,

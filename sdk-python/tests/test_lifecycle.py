@@ -9,7 +9,7 @@ import time
 import weakref
 
 import pytest
-from test_handlers import one, wait_until
+from shared import one, wait_until
 
 import ringpost
 from ringpost import (

@@ -5,7 +5,7 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from test_handlers import wait_until
+from shared import wait_until
 
 from ringpost import (
     Client,

@@ -1,7 +1,7 @@
 """The secure key: both sides have it, or nothing is said."""
 
 import pytest
-from test_handlers import one
+from shared import one
 
 from ringpost import AuthError, Client, ProtocolError, SyncClient
 from ringpost.testing import Server
