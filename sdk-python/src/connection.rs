@@ -243,7 +243,7 @@ impl Connection {
             return Ok((outcomes, failures, deliveries, told));
         }
         let mut arrivals = mem::take(&mut *self.spare.lock().unwrap_or_else(PoisonError::into_inner));
-        self.link.queue.take(&mut arrivals);
+        self.link.queue.take(&self.link.raw, &mut arrivals);
         // First: behind its outcome nobody is left to hear what a handler said.
         for (token, content) in arrivals.progress.drain(..) {
             if let Some(progress) = news::progress(py, token, &content, &self.link)? {

@@ -21,6 +21,9 @@ use crate::{delivery::Delivery, failure, queue::Queue, slab::Slab};
 
 /// Gathered bytes over which they are flushed at once.
 const GATHERED_BYTES: usize = 1 << 20;
+/// Gathered calls at which they are too: were hundreds to leave in one write, both sides would take turns, each idle while the
+/// other works.
+const GATHERED_CALLS: usize = 32;
 
 /// A request of Python's without an outcome.
 #[derive(Debug)]
@@ -146,7 +149,7 @@ impl Link {
         let mut gathered = self.gathered();
         gathered.calls.push(call);
         gathered.bytes += bytes;
-        let much = gathered.bytes >= GATHERED_BYTES;
+        let much = gathered.bytes >= GATHERED_BYTES || gathered.calls.len() >= GATHERED_CALLS;
         drop(gathered);
         if much {
             self.flush();

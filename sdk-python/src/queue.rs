@@ -1,17 +1,21 @@
-//! What crosses from the client's own thread to Python: one queue, and one eventfd that tells an event loop of it.
+//! What crosses from the client to Python: one queue, and one descriptor that tells an event loop of it.
 //!
-//! The thread puts in and never touches the interpreter; Python takes everything out at once. The eventfd is written only
-//! when the queue was empty: however much comes before Python has looked, it is woken once.
+//! The client's thread puts in and never touches the interpreter; Python takes everything out at once. An eventfd is written
+//! only when the queue was empty: however much comes before Python has looked, it is woken once.
+//!
+//! While there is a connection, most of what comes is read by the event loop's own thread, within [`Queue::take`]: to be woken
+//! by the client's thread after that was woken itself takes longer than all the rest of a request. So the descriptor is that
+//! of an epoll with both in it, the eventfd and the socket.
 
 use std::{
-    mem,
-    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+    io, mem,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use ringpost::raw::{self, Completion, CompletionSink, Content, Delivery, Notice};
+use ringpost::raw::{self, Completion, CompletionSink, Content, Delivery, Notice, Watcher};
 use rustix::{
-    event::{EventfdFlags, eventfd},
+    event::{EventfdFlags, epoll, eventfd},
     io::Errno,
 };
 
@@ -49,47 +53,85 @@ impl Arrivals {
 /// The queue.
 #[derive(Debug)]
 pub(crate) struct Queue {
-    arrivals: Mutex<Arrivals>,
+    waiting: Mutex<Waiting>,
     bell: OwnedFd,
+    /// Of the bell, and of the client's socket while there is one.
+    both: OwnedFd,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    arrivals: Arrivals,
+    /// Whether the bell has been rung since it was last read.
+    rung: bool,
+    /// Python is about to take everything out: nobody needs to tell it.
+    taking: bool,
 }
 
 impl Queue {
     pub(crate) fn new() -> rustix::io::Result<Self> {
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { arrivals: Mutex::default(), bell })
+        let both = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        watch(&both, bell.as_fd())?;
+        Ok(Self { waiting: Mutex::default(), bell, both })
     }
 
     /// Readable while something waits.
     pub(crate) fn fd(&self) -> RawFd {
-        self.bell.as_fd().as_raw_fd()
+        self.both.as_raw_fd()
     }
 
     /// Puts something in, from any thread.
     pub(crate) fn push(&self, put: impl FnOnce(&mut Arrivals)) {
-        let mut arrivals = self.lock();
-        let was_empty = arrivals.is_empty();
-        put(&mut arrivals);
-        let ring = was_empty && !arrivals.is_empty();
-        drop(arrivals);
-        if ring {
-            // It can only fail because the counter is full: then it is readable already.
-            let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
+        let mut waiting = self.lock();
+        let was_empty = waiting.arrivals.is_empty();
+        put(&mut waiting.arrivals);
+        if was_empty && !waiting.arrivals.is_empty() && !waiting.taking {
+            self.ring(&mut waiting);
         }
     }
 
-    /// Takes everything out. `into` must be empty; its memory is used again.
-    pub(crate) fn take(&self, into: &mut Arrivals) {
-        // Before the queue is looked at: what comes in between rings again.
-        let mut count = [0; 8];
-        match rustix::io::read(&self.bell, &mut count) {
-            Ok(_) | Err(Errno::AGAIN) => {}
-            Err(error) => tracing::error!(%error, "reading an eventfd"),
+    /// Reads what has come on the client's socket, and takes everything out. `into` must be empty; its memory is used again.
+    pub(crate) fn take(&self, client: &raw::Client, into: &mut Arrivals) {
+        self.lock().taking = true;
+        client.read();
+        let mut waiting = self.lock();
+        waiting.taking = false;
+        if mem::take(&mut waiting.rung) {
+            match rustix::io::read(&self.bell, &mut [0; 8]) {
+                Ok(_) | Err(Errno::AGAIN) => {}
+                Err(error) => tracing::error!(%error, "reading an eventfd"),
+            }
         }
-        mem::swap(&mut *self.lock(), into);
+        mem::swap(&mut waiting.arrivals, into);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Arrivals> {
-        self.arrivals.lock().unwrap_or_else(PoisonError::into_inner)
+    /// With the lock: so a bell that has been rung is known to be.
+    fn ring(&self, waiting: &mut Waiting) {
+        waiting.rung = true;
+        // It can only fail because the counter is full: then it is readable already.
+        let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn watch(both: &OwnedFd, descriptor: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    epoll::add(both, descriptor, epoll::EventData::new_u64(0), epoll::EventFlags::IN)
+}
+
+/// The event loop reads.
+impl Watcher for Queue {
+    fn watch(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        Ok(watch(&self.both, socket)?)
+    }
+
+    fn unwatch(&self, socket: BorrowedFd<'_>) {
+        if let Err(error) = epoll::delete(&self.both, socket) {
+            tracing::error!(%error, "unwatching a socket");
+        }
     }
 }
 
@@ -108,6 +150,10 @@ impl CompletionSink for Queue {
             Notice::Progress { token, content } => arrivals.progress.push((token, content)),
             notice => arrivals.news.push(News::Notice(notice)),
         });
+    }
+
+    fn watcher(&self) -> Option<&dyn Watcher> {
+        Some(self)
     }
 }
 

@@ -1,8 +1,8 @@
 //! The client's own task: it opens connections, moves bytes, lets time pass, and calls the sink.
 
 use std::{
-    future::poll_fn,
-    mem,
+    future::{pending, poll_fn},
+    io, mem,
     panic::{self, AssertUnwindSafe},
     pin::{Pin, pin},
     sync::Arc,
@@ -10,7 +10,8 @@ use std::{
     time::Instant,
 };
 
-use ringpost_protocol::{message::ServerMessage, secure::SecureKey, time::Time};
+use ringpost_client::Error;
+use ringpost_protocol::{Code, message::ServerMessage, secure::SecureKey, time::Time};
 use tokio::{
     sync::watch,
     time::{Sleep, sleep_until},
@@ -19,6 +20,7 @@ use tokio::{
 use super::{
     Client, CompletionSink,
     dial::{Dialed, dial},
+    halves::{for_sink, for_task},
     shared::{Batch, Parting, Turn},
     socket::{FAREWELL_TIMEOUT, Receiver, Sender, part},
 };
@@ -26,6 +28,8 @@ use crate::Address;
 
 /// With more tasks than this that may speak, it is worth letting them do so before a write.
 const CROWD: usize = 4;
+/// How often a socket is read that a sink watches, before time passes: whoever sends more is not waited for.
+const LAST_READS: usize = 64;
 
 /// Runs until the client is closed.
 pub(super) async fn run(mut driver: Driver, address: Address) {
@@ -73,28 +77,28 @@ impl Driver {
         Self { client, key, sink, batch: Batch::default(), messages: Vec::new(), parting: None }
     }
 
-    /// Lets time pass and hands out what there is. No lock is held while the sink runs.
+    /// Lets time pass and hands out what there is. No lock is held while the sink runs but the one of the order.
     fn turn(&mut self) -> Turn {
-        let turn = self.client.shared.turn(&mut self.batch);
-        self.hand_out();
+        let shared = &self.client.shared;
+        let mut order = shared.reading.order();
+        // What has come in time is not too late because nobody has read it yet.
+        if let Some(watched) = &mut *order
+            && shared.is_due()
+        {
+            for _ in 0..LAST_READS {
+                if !watched.read(&self.client, shared) {
+                    break;
+                }
+            }
+        }
+        let turn = shared.turn(&mut self.batch);
+        self.batch.hand_out(&self.client, &*self.sink);
         turn
     }
 
     fn hand_out(&mut self) {
-        for progress in self.batch.progress.drain(..) {
-            self.sink.notice(&self.client, progress);
-        }
-        if !self.batch.completions.is_empty() {
-            self.sink.complete(&self.client, &mut self.batch.completions);
-            self.batch.completions.clear();
-        }
-        if !self.batch.deliveries.is_empty() {
-            self.sink.deliver(&self.client, &mut self.batch.deliveries);
-            self.batch.deliveries.clear();
-        }
-        for notice in self.batch.notices.drain(..) {
-            self.sink.notice(&self.client, notice);
-        }
+        let _order = self.client.shared.reading.order();
+        self.batch.hand_out(&self.client, &*self.sink);
     }
 
     /// Sleeps without a connection.
@@ -158,14 +162,28 @@ impl Driver {
 
     /// Speaks on a connection until either side ends it.
     async fn serve(&mut self, dialed: Dialed, alarm: &mut Alarm) {
-        let (read, write) = dialed.stream.into_split();
         let (sealer, opener) = dialed.records.unzip();
-        let (mut receiver, mut sender) = (Receiver::new(read, opener), Sender::new(write, sealer));
+        let watched = self.sink.watcher().is_some();
+        let halves = if watched { for_sink(dialed.stream) } else { Ok(for_task(dialed.stream)) };
+        let (reading, writing) = match halves {
+            Ok(halves) => halves,
+            Err(error) => return self.unusable(&error),
+        };
+        let (mut receiver, mut sender) = (Some(Receiver::new(reading, opener)), Sender::new(writing, sealer));
         let lender = self.client.shared.clone();
-        let lent = sender.socket().map(|socket| lender.lend(socket));
+        let lent = lender.lend(sender.socket());
+        if watched
+            && let Some(receiver) = receiver.take()
+            && let Err(error) = lender.reading.lend(receiver, &self.sink)
+        {
+            return self.unusable(&error);
+        }
         self.client.shared.with(|client, now| client.connected(now));
         let reason = loop {
             let turn = self.turn();
+            if let Some(reason) = lender.reading.lost() {
+                break reason;
+            }
             if turn.speakers > CROWD {
                 others_first().await;
             }
@@ -178,8 +196,13 @@ impl Driver {
                 shared.take_outgoing(waiting, written);
             }
             if turn.wanted.disconnect.is_some() {
+                let receiver = receiver.or_else(|| lender.reading.take_back());
                 drop(lent);
-                return self.part(sender, receiver);
+                return match receiver.map(Receiver::returned) {
+                    Some(Ok(receiver)) => self.part(sender, receiver),
+                    // The runtime ends, or there are no more descriptors: there is no order to part in.
+                    _ => shared.discard_outgoing(),
+                };
             }
             if let Err(error) = sender.write() {
                 break format!("writing to the server: {error}");
@@ -189,9 +212,9 @@ impl Driver {
             alarm.set(shared.instant(until));
             tokio::select! {
                 biased;
-                read = receiver.read() => match read {
-                    Ok(false) => break receiver.end().to_owned(),
-                    Ok(true) => {
+                got = read(&mut receiver) => match got {
+                    Ok((receiver, false)) => break receiver.end().to_owned(),
+                    Ok((receiver, true)) => {
                         // What came before bytes that are no frames still counts.
                         let decoded = receiver.decode(&mut self.messages);
                         shared.receive(&mut self.messages);
@@ -210,10 +233,29 @@ impl Driver {
         };
         tracing::debug!(reason, "the connection is lost");
         // What was read before still counts.
-        while receiver.has_frames() && receiver.decode(&mut self.messages).is_ok() {}
+        if let Some(mut receiver) = receiver.or_else(|| lender.reading.take_back()) {
+            while receiver.has_frames() && receiver.decode(&mut self.messages).is_ok() {}
+        }
         self.client.shared.receive(&mut self.messages);
         self.client.shared.discard_outgoing();
         self.client.shared.with(|client, now| client.disconnected(reason, now));
+    }
+
+    /// A connection that was opened, and that the system then lets us do nothing with.
+    fn unusable(&self, error: &io::Error) {
+        let error = Error::new(Code::Connect, format!("watching the connection's socket: {error}"));
+        self.client.shared.with(|client, now| client.turned_away(error, now));
+    }
+}
+
+/// Reads, unless that is a sink's to do.
+async fn read(receiver: &mut Option<Receiver>) -> io::Result<(&mut Receiver, bool)> {
+    match receiver {
+        Some(receiver) => {
+            let read = receiver.read().await?;
+            Ok((receiver, read))
+        }
+        None => pending().await,
     }
 }
 

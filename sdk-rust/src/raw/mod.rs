@@ -34,10 +34,12 @@
 
 mod dial;
 mod driver;
+mod halves;
+mod reading;
 mod shared;
 mod socket;
 
-use std::{sync::Arc, time::Duration};
+use std::{io, os::fd::BorrowedFd, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use ringpost_client::Error;
@@ -57,8 +59,9 @@ pub(crate) use self::shared::ROOM_BYTES;
 use self::{driver::Driver, shared::Shared};
 use crate::Address;
 
-/// Takes what comes back. Called by the client's own task, one call at a time, with no lock held: it may call the
-/// client. It must neither block nor panic: while it runs nothing is sent or received, and a panic ends the client.
+/// Takes what comes back. Called by the client's own task, or within [`Client::read`], one call at a time, with no lock held
+/// that a call of the client needs but [`Client::read`]: it may make all others. It must neither block nor panic: while it runs
+/// nothing is sent or received, and a panic ends the client.
 pub trait CompletionSink: Send + Sync + 'static {
     /// Requests and legs that ended. Take them out of the batch; its memory is used again.
     fn complete(&self, client: &Client, batch: &mut Vec<Completion>);
@@ -69,6 +72,26 @@ pub trait CompletionSink: Send + Sync + 'static {
     /// Anything else that happened. The cancellation of a delivery comes behind the delivery, and what a handler says
     /// before the outcome.
     fn notice(&self, client: &Client, notice: Notice);
+
+    /// A sink that watches the client's socket says so here.
+    fn watcher(&self) -> Option<&dyn Watcher> {
+        None
+    }
+}
+
+/// A sink with a thread of its own that waits for descriptors anyway, as event loops do. It watches the client's socket, and
+/// calls [`Client::read`] whenever that is readable: what came is then handed out by that very thread, which the client's task
+/// would have to wake otherwise. The task still reads when the client's next deadline comes, for a thread that is busy: so
+/// pings are answered, and nothing that was in time is taken for late.
+pub trait Watcher {
+    /// A connection is open: watch its socket, level-triggered, until [`Watcher::unwatch`].
+    ///
+    /// # Errors
+    /// What the system says against it. The connection is given up then.
+    fn watch(&self, socket: BorrowedFd<'_>) -> io::Result<()>;
+
+    /// The connection ends, or its stream did: its descriptor may soon be another's.
+    fn unwatch(&self, socket: BorrowedFd<'_>);
 }
 
 /// What a [`CompletionSink`] is told beside completions and deliveries.
@@ -196,6 +219,14 @@ impl Client {
     /// Begins to connect; without effect if it has begun.
     pub fn start(&self) {
         self.shared.with(|client, now| client.start(now));
+    }
+
+    /// Reads what has come, without waiting, and hands it to the sink before it returns; for a sink that is a [`Watcher`]. The
+    /// socket stays readable while it has more.
+    pub fn read(&self) {
+        if let Some(watched) = self.shared.reading.order().as_mut() {
+            watched.read(self, &self.shared);
+        }
     }
 
     /// Makes a request; its outcome comes to the sink under this token.

@@ -11,12 +11,9 @@ use std::{
 use bytes::Buf;
 use ringpost_client::{Client, ClientConfig, Completion, Cut, Delivery, Output};
 use ringpost_protocol::{Outgoing, Segment, frame::encode_client, message::ServerMessage, time::Time};
-use tokio::{
-    net::tcp::OwnedWriteHalf,
-    sync::{Notify, watch},
-};
+use tokio::sync::{Notify, watch};
 
-use super::{Drained, Notice, socket::WRITE_SEGMENTS};
+use super::{CompletionSink, Drained, Notice, halves::WriteHalf, reading::Reading, socket::WRITE_SEGMENTS};
 
 /// Unsent bytes over which callers are asked to wait.
 pub(crate) const ROOM_BYTES: usize = 4 << 20;
@@ -41,6 +38,24 @@ impl Batch {
             && self.completions.is_empty()
             && self.deliveries.is_empty()
             && self.notices.is_empty()
+    }
+
+    /// Gives all of it to the sink.
+    pub(super) fn hand_out(&mut self, client: &super::Client, sink: &dyn CompletionSink) {
+        for progress in self.progress.drain(..) {
+            sink.notice(client, progress);
+        }
+        if !self.completions.is_empty() {
+            sink.complete(client, &mut self.completions);
+            self.completions.clear();
+        }
+        if !self.deliveries.is_empty() {
+            sink.deliver(client, &mut self.deliveries);
+            self.deliveries.clear();
+        }
+        for notice in self.notices.drain(..) {
+            sink.notice(client, notice);
+        }
     }
 }
 
@@ -88,7 +103,7 @@ struct State {
     /// `None` while the task is awake and will look by itself.
     asleep: Option<Asleep>,
     /// The open connection, for callers that write themselves.
-    socket: Option<Arc<OwnedWriteHalf>>,
+    socket: Option<Arc<WriteHalf>>,
     /// What such a caller began to write and the socket did not take.
     unwritten: VecDeque<Segment>,
     /// Bytes of the last goodbye that the server did not take.
@@ -102,6 +117,8 @@ pub(super) struct Shared {
     wake: Notify,
     /// Callers that wait for room are told here.
     room: Notify,
+    /// Taken before `state`, and never while that is held.
+    pub(super) reading: Reading,
     origin: Instant,
     ended: watch::Sender<bool>,
 }
@@ -131,6 +148,7 @@ impl Shared {
             }),
             wake: Notify::new(),
             room: Notify::new(),
+            reading: Reading::default(),
             origin: Instant::now(),
             ended: watch::Sender::new(false),
         }
@@ -183,8 +201,8 @@ impl Shared {
     }
 
     /// Where callers may write, until what is given here is dropped.
-    pub(super) fn lend(&self, socket: Arc<OwnedWriteHalf>) -> Lent<'_> {
-        self.lock().socket = Some(socket);
+    pub(super) fn lend(&self, socket: Option<Arc<WriteHalf>>) -> Lent<'_> {
+        self.lock().socket = socket;
         Lent(self)
     }
 
@@ -199,6 +217,31 @@ impl Shared {
             state.client.received(message, now);
         }
         state.settle();
+    }
+
+    /// The same by another thread than the task's, which hands out what comes of it itself, and writes it. `batch` must be
+    /// empty.
+    pub(super) fn receive_and_write(&self, messages: &mut Vec<ServerMessage>, batch: &mut Batch) {
+        let now = self.now();
+        let mut state = self.lock();
+        state.client.heard(now);
+        for message in messages.drain(..) {
+            state.client.received(message, now);
+        }
+        state.settle();
+        state.write();
+        mem::swap(&mut state.batch, batch);
+        let wake = state.must_wake();
+        drop(state);
+        if wake {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Whether the core's next deadline is over.
+    pub(super) fn is_due(&self) -> bool {
+        let now = self.now();
+        self.lock().client.next_deadline().is_some_and(|deadline| deadline <= now)
     }
 
     /// A turn of the task: lets time pass, and takes what there is to do. `batch` must be empty.
@@ -254,6 +297,11 @@ impl Shared {
         let until = state.client.next_deadline().unwrap_or(Time::NEVER);
         state.asleep = idle.then_some(Asleep { until, can_write });
         idle.then_some(until)
+    }
+
+    /// There is something for the task that it must be told of.
+    pub(super) fn wake(&self) {
+        self.wake.notify_one();
     }
 
     /// Waits until a caller has something for the task.
@@ -380,7 +428,7 @@ impl State {
 
 /// One write of the segments; those that the socket took are gone, and their buffers among the spare ones.
 fn write_once(
-    socket: &OwnedWriteHalf,
+    socket: &WriteHalf,
     segments: &mut VecDeque<Segment>,
     spare: &mut Vec<Vec<u8>>,
 ) -> io::Result<()> {
@@ -390,7 +438,7 @@ fn write_once(
         *slice = IoSlice::new(segment.as_ref());
         used += 1;
     }
-    let mut written = socket.try_write_vectored(&slices[..used])?;
+    let mut written = socket.write_now(&slices[..used])?;
     if written == 0 && !segments.is_empty() {
         return Err(io::ErrorKind::WriteZero.into());
     }
@@ -426,13 +474,14 @@ fn behind(segment: Segment, written: usize) -> Segment {
     }
 }
 
-/// While it is there, callers may write on the connection.
+/// While it is there, others than the task may write on the connection, and read from it.
 #[derive(Debug)]
 pub(super) struct Lent<'a>(&'a Shared);
 
 impl Drop for Lent<'_> {
     fn drop(&mut self) {
         self.0.lock().socket = None;
+        drop(self.0.reading.take_back());
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     io::{self, IoSlice},
+    os::fd::{AsFd, BorrowedFd},
     sync::Arc,
     time::Duration,
 };
@@ -15,11 +16,9 @@ use ringpost_protocol::{
     message::ServerMessage,
     secure::{Incoming, Opener, Sealer},
 };
-use tokio::{
-    io::AsyncReadExt,
-    net::tcp,
-    time::{Instant, timeout, timeout_at},
-};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::halves::{ReadHalf, WriteHalf};
 
 /// How long a server may do nothing during a goodbye: neither read what is written, nor close.
 pub(super) const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -39,7 +38,7 @@ const SEALED_BYTES: usize = 192 << 10;
 /// The receiving half.
 #[derive(Debug)]
 pub(super) struct Receiver {
-    half: tcp::OwnedReadHalf,
+    half: ReadHalf,
     buffer: BytesMut,
     /// With a secure key: which part of the buffer is what.
     records: Option<Incoming>,
@@ -51,10 +50,18 @@ pub(super) struct Receiver {
     portion_bytes: usize,
     /// Whether the last portion may have left whole frames behind.
     frames_left: bool,
+    /// What a read without waiting fills.
+    scratch: Vec<u8>,
+}
+
+impl AsFd for Receiver {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.half.as_fd()
+    }
 }
 
 impl Receiver {
-    pub(super) fn new(half: tcp::OwnedReadHalf, opener: Option<Opener>) -> Self {
+    pub(super) fn new(half: ReadHalf, opener: Option<Opener>) -> Self {
         Self {
             half,
             buffer: BytesMut::new(),
@@ -64,6 +71,7 @@ impl Receiver {
             greeted: false,
             portion_bytes: 0,
             frames_left: false,
+            scratch: Vec::new(),
         }
     }
 
@@ -73,17 +81,56 @@ impl Receiver {
         if self.frames_left {
             return Ok(true);
         }
-        let missing = match &self.records {
+        let missing = self.missing();
+        prepare(&mut self.buffer, &mut self.allocated, missing);
+        let read = self.half.read(&mut self.buffer).await?;
+        self.portion_bytes = self.buffer.len() / PORTIONS;
+        Ok(read > 0)
+    }
+
+    /// The same without waiting: [`io::ErrorKind::WouldBlock`] if there is nothing. Of a large frame it reads several times
+    /// as much.
+    pub(super) fn read_now(&mut self) -> io::Result<bool> {
+        if self.frames_left {
+            return Ok(true);
+        }
+        self.scratch.resize(READ_BYTES, 0);
+        let mut all = 0;
+        loop {
+            let read = match self.half.read_now(&mut self.scratch) {
+                Err(error) if all > 0 && error.kind() == io::ErrorKind::WouldBlock => break,
+                // After bytes, the end is for the next read to find.
+                Ok(0) if all > 0 => break,
+                read => read?,
+            };
+            let missing = self.missing();
+            prepare(&mut self.buffer, &mut self.allocated, missing);
+            self.buffer.extend_from_slice(&self.scratch[..read]);
+            all += read;
+            if read < READ_BYTES || all >= MAX_READ_BYTES || self.missing() == 0 {
+                break;
+            }
+        }
+        // Not in portions: nobody would come for the next one unless the socket has more.
+        self.portion_bytes = self.buffer.len();
+        Ok(all > 0)
+    }
+
+    /// Bytes that complete the frame at the front of the buffer, as far as known.
+    fn missing(&self) -> usize {
+        match &self.records {
             None => self.frames.missing(&self.buffer),
             Some(records) => {
                 let missing = self.frames.missing(records.plaintext(&self.buffer));
                 records.missing(&self.buffer, missing)
             }
-        };
-        prepare(&mut self.buffer, &mut self.allocated, missing);
-        let read = self.half.read_buf(&mut self.buffer).await?;
-        self.portion_bytes = self.buffer.len() / PORTIONS;
-        Ok(read > 0)
+        }
+    }
+
+    /// From now on the client's task waits for bytes, where somebody else did.
+    pub(super) fn returned(mut self) -> io::Result<Self> {
+        self.half = self.half.returned()?;
+        Ok(self)
     }
 
     /// Whether whole frames may be left of the last read.
@@ -174,7 +221,7 @@ fn prepare(buffer: &mut BytesMut, allocated: &mut usize, missing: usize) {
 /// The sending half.
 #[derive(Debug)]
 pub(super) struct Sender {
-    half: Arc<tcp::OwnedWriteHalf>,
+    half: Arc<WriteHalf>,
     /// With a secure key: what is to be sealed. Else it waits to be written at once.
     sealing: Option<Sealing>,
     waiting: VecDeque<Segment>,
@@ -185,7 +232,7 @@ pub(super) struct Sender {
 }
 
 impl Sender {
-    pub(super) fn new(half: tcp::OwnedWriteHalf, sealer: Option<Sealer>) -> Self {
+    pub(super) fn new(half: WriteHalf, sealer: Option<Sealer>) -> Self {
         let sealing = sealer.map(Sealing::new);
         let half = Arc::new(half);
         let mut sender = Self { half, sealing, waiting: VecDeque::new(), offset: 0, written: Vec::new() };
@@ -194,7 +241,7 @@ impl Sender {
     }
 
     /// The socket, for others to write on while this one is idle; none where what is written must be sealed, in order.
-    pub(super) fn socket(&self) -> Option<Arc<tcp::OwnedWriteHalf>> {
+    pub(super) fn socket(&self) -> Option<Arc<WriteHalf>> {
         self.sealing.is_none().then(|| self.half.clone())
     }
 
@@ -246,7 +293,7 @@ impl Sender {
                 *slice = IoSlice::new(&segment.as_ref()[skip..]);
                 used += 1;
             }
-            match self.half.try_write_vectored(&slices[..used]) {
+            match self.half.write_now(&slices[..used]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => self.advance(written),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
@@ -343,7 +390,7 @@ pub(super) async fn part(mut sender: Sender, mut receiver: Receiver, latest: Ins
         }
         // Nobody else has it any more; if somebody had, its end would be theirs to say.
         if let Some(half) = Arc::get_mut(&mut sender.half) {
-            tokio::io::AsyncWriteExt::shutdown(half).await?;
+            half.shutdown().await?;
         }
         loop {
             receiver.discard();
@@ -373,7 +420,7 @@ mod tests {
         net::{TcpListener, TcpStream},
     };
 
-    use super::*;
+    use super::{super::halves::for_task, *};
 
     /// What one read brings is handed out in portions, in order and whole; the next read waits for the last of them.
     #[tokio::test]
@@ -389,7 +436,7 @@ mod tests {
         server.write_all(&bytes).await.unwrap();
         drop(server);
 
-        let mut receiver = Receiver::new(stream.into_split().0, None);
+        let mut receiver = Receiver::new(for_task(stream).0, None);
         let mut portions = Vec::new();
         let mut messages = Vec::new();
         let receiving = async {

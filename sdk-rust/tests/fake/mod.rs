@@ -87,6 +87,22 @@ impl Peer {
         timeout(DEADLINE, self.next()).await.expect("the client closes").is_none()
     }
 
+    /// The client's answer to a ping, which is the next that it says.
+    pub async fn hear_pong(&mut self) -> u64 {
+        let pong = async {
+            loop {
+                if let Some(frame) = FrameReader::new(1 << 24).next(&mut self.buffer).unwrap() {
+                    match decode_client(frame).unwrap() {
+                        Some(ClientMessage::Pong(number)) => return number,
+                        message => panic!("no pong: {message:?}"),
+                    }
+                }
+                assert!(self.stream.read_buf(&mut self.buffer).await.unwrap() > 0, "the client is there");
+            }
+        };
+        timeout(DEADLINE, pong).await.expect("the client answers a ping")
+    }
+
     async fn next(&mut self) -> Option<ClientMessage> {
         loop {
             match FrameReader::new(1 << 24).next(&mut self.buffer).unwrap() {
