@@ -43,3 +43,28 @@ def test_by_the_environment(keyed_server, monkeypatch):
     monkeypatch.setenv("RINGPOST_SECURE_KEY", KEY)
     with SyncClient(port=keyed_server.port, action="x", request_handler=lambda data: data) as client:
         assert client.request("x", 1).data == 1
+
+
+def test_by_a_file_of_the_environment(keyed_server, monkeypatch, tmp_path):
+    """The file that the environment names counts before its key, with a role before its name or without one."""
+    file = tmp_path / "ringpost.key"
+    file.write_text(KEY + "\n")
+    file.chmod(0o600)
+    monkeypatch.setenv("RINGPOST_SECURE_KEY", "another")
+    for named in (str(file), f"client:{file}"):
+        monkeypatch.setenv("RINGPOST_SECURE_KEY_FILE", named)
+        with SyncClient(port=keyed_server.port, action="x", request_handler=lambda data: data) as client:
+            assert client.request("x", 1).data == 1
+
+
+def test_a_file_without_a_key(keyed_server, monkeypatch, tmp_path):
+    """A file that is not there, or has no key in it, is an error that names it; a key that is given does without."""
+    empty = tmp_path / "empty.key"
+    empty.write_text("\n")
+    empty.chmod(0o600)
+    for file in (empty, tmp_path / "nowhere.key"):
+        monkeypatch.setenv("RINGPOST_SECURE_KEY_FILE", str(file))
+        with pytest.raises(ProtocolError, match=file.name):
+            SyncClient(port=keyed_server.port).start()
+        with SyncClient(port=keyed_server.port, secure_key=KEY) as client:
+            assert client.connected

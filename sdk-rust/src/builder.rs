@@ -179,7 +179,8 @@ impl ClientBuilder {
     /// between can read or change what is said. Its text, as `ringpost keygen` wrote it, or any passphrase; or a
     /// [`SecureKey`](crate::SecureKey), which several clients may share: to hash a passphrase takes 0.2 s and 64 MiB.
     ///
-    /// Without it, the environment's `RINGPOST_SECURE_KEY`, if that is set; see [`plain`](Self::plain).
+    /// Without it, the one in the file that the environment's `RINGPOST_SECURE_KEY_FILE` names, or else that of
+    /// `RINGPOST_SECURE_KEY`, if one of them is set; see [`plain`](Self::plain).
     pub fn secure_key(mut self, key: impl Into<GivenKey>) -> Self {
         self.key = Some(key.into());
         self

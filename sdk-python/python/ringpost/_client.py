@@ -49,8 +49,9 @@ class Client:
     ``action``, ``request_handler``
         An action and the function that handles it; `handler` adds more.
     ``secure_key``
-        The key that the server has too, as ``ringpost keygen`` wrote it, or any passphrase. Without it, that of the
-        environment, ``RINGPOST_SECURE_KEY``, if that is set.
+        The key that the server has too, as ``ringpost keygen`` wrote it, or any passphrase. Without it, the one in the
+        file that the environment's ``RINGPOST_SECURE_KEY_FILE`` names, or else that of ``RINGPOST_SECURE_KEY``, if one
+        of them is set.
     ``reconnect``, ``reconnect_interval``, ``max_reconnects``, ``retry_initial``
         Whether to connect again when the connection is lost; the pause before that, which grows to ten times this while
         tries fail; how many tries may fail in a row; and whether `start` too goes on trying when there is no server.
