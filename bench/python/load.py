@@ -1,7 +1,8 @@
 """The load of row 8: a handler and a requester in Python, each a process of its own, of Ringpost's SDK or of nats-py.
 
 Each is used as its guide shows it. A handler says `ready` on a line of its own and runs until its standard input ends;
-a requester measures, and says what it found as one line of JSON.
+a requester measures, and says what it found as one line of JSON. One that is to `grow` says how far it is, and goes on
+when it is given a line: meanwhile somebody looks at its memory.
 """
 
 import argparse
@@ -12,6 +13,8 @@ import time
 
 ACTION = "bench"
 PATIENCE = 10
+CONCURRENT = 1_000
+MANY = 100_000
 
 
 class Ringpost:
@@ -118,9 +121,34 @@ async def measure(client, arguments):
     print(json.dumps(result), flush=True)
 
 
+async def grow(client, arguments):
+    await client.connect(arguments.port)
+    payload = b"x" * arguments.size
+
+    async def ask(times):
+        for _ in range(times):
+            assert await client.request(payload) == payload, "the reply is not the request"
+
+    await ask(1)
+    pause("connected")
+    await asyncio.gather(*(ask(1) for _ in range(CONCURRENT)))
+    pause("concurrent")
+    await asyncio.gather(*(ask(MANY // arguments.in_flight) for _ in range(arguments.in_flight)))
+    pause("many")
+    await client.close()
+
+
+WORK = {"handle": handle, "request": measure, "grow": grow}
+
+
+def pause(word):
+    print(word, flush=True)
+    sys.stdin.readline()
+
+
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("role", choices=["handle", "request"])
+    parser.add_argument("role", choices=WORK)
     parser.add_argument("--client", choices=CLIENTS, required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio")
@@ -135,9 +163,8 @@ def main():
 
         factory = uvloop.new_event_loop
     client = CLIENTS[arguments.client]()
-    work = handle if arguments.role == "handle" else measure
     with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(work(client, arguments))
+        runner.run(WORK[arguments.role](client, arguments))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
 mod environment;
 
 use std::{
-    io::{BufRead, BufReader, Lines},
+    io::{BufRead, BufReader, Lines, Write},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
@@ -93,6 +93,18 @@ pub struct Measured {
     pub runs: Vec<Run>,
 }
 
+/// The moments at which memory is looked at, as `load.py` calls them.
+pub const MOMENTS: [&str; 3] = ["connected", "concurrent", "many"];
+
+/// Resident memory of one contender's handler and requester, at each of the [`MOMENTS`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Grown {
+    /// Whose it is.
+    pub contender: Contender,
+    /// Handler's and requester's.
+    pub resident_bytes: [[u64; 2]; MOMENTS.len()],
+}
+
 /// Everything that was measured in Python.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Python {
@@ -100,6 +112,8 @@ pub struct Python {
     pub versions: String,
     /// All measurements.
     pub measured: Vec<Measured>,
+    /// What memory they take, once each.
+    pub grown: Vec<Grown>,
 }
 
 /// Where everything is.
@@ -136,11 +150,7 @@ pub fn measure(programs: &Programs, plan: Plan, tell: &mut dyn FnMut(&str)) -> a
     for _ in 0..plan.runs {
         for one in &mut measured {
             let Contender { kind, uvloop } = one.contender;
-            let server = match (kind, &programs.nats) {
-                (Kind::Nats, Some(nats)) => Side::Nats(nats.clone()),
-                _ => Side::Ringpost(programs.ringpost.clone()),
-            };
-            let run = measure_one(&server, &environment, one.contender, one.in_flight, plan)
+            let run = measure_one(&side_of(kind, programs), &environment, one.contender, one.in_flight, plan)
                 .with_context(|| format!("row 8, {}, {} in flight", kind.name(), one.in_flight))?;
             let event_loop = if uvloop { "uvloop" } else { "asyncio" };
             let rate = run.requests_per_second;
@@ -152,7 +162,50 @@ pub fn measure(programs: &Programs, plan: Plan, tell: &mut dyn FnMut(&str)) -> a
             one.runs.push(run);
         }
     }
-    Ok(Python { versions: environment.versions.clone(), measured })
+    let mut grown = Vec::new();
+    for contender in contenders {
+        let name = contender.kind.name();
+        let resident_bytes = grow(&side_of(contender.kind, programs), &environment, contender)
+            .with_context(|| format!("the memory of {name}"))?;
+        grown.push(Grown { contender, resident_bytes });
+    }
+    Ok(Python { versions: environment.versions.clone(), measured, grown })
+}
+
+fn side_of(kind: Kind, programs: &Programs) -> Side {
+    match (kind, &programs.nats) {
+        (Kind::Nats, Some(nats)) => Side::Nats(nats.clone()),
+        _ => Side::Ringpost(programs.ringpost.clone()),
+    }
+}
+
+/// Looks at the memory of a handler and a requester, at each of the [`MOMENTS`].
+fn grow(
+    side: &Side,
+    environment: &Environment,
+    contender: Contender,
+) -> anyhow::Result<[[u64; 2]; MOMENTS.len()]> {
+    let server = Server::spawn(side.command(), None)?;
+    let client = |role: &str| Client::spawn(load(environment, contender, role, &server));
+    let mut handler = client("handle")?;
+    handler.hear("ready")?;
+    let mut requester = client("grow")?;
+    let mut resident_bytes = [[0; 2]; MOMENTS.len()];
+    for (moment, bytes) in MOMENTS.into_iter().zip(&mut resident_bytes) {
+        requester.hear(moment)?;
+        *bytes = [resident(handler.pid())?, resident(requester.pid())?];
+        requester.go_on()?;
+    }
+    Ok(resident_bytes)
+}
+
+/// The client in its role, for this server.
+fn load(environment: &Environment, contender: Contender, role: &str, server: &Server) -> Command {
+    let mut command = Command::new(&environment.python);
+    command.args(["-c", LOAD, role, "--client", contender.kind.argument()]);
+    command.args(["--loop", if contender.uvloop { "uvloop" } else { "asyncio" }]);
+    command.args(["--port", &server.address().port().to_string()]);
+    command
 }
 
 /// What a requester says at its end.
@@ -173,10 +226,7 @@ fn measure_one(
 ) -> anyhow::Result<Run> {
     let server = Server::spawn(side.command(), None)?;
     let client = |role: &str| {
-        let mut command = Command::new(&environment.python);
-        command.args(["-c", LOAD, role, "--client", contender.kind.argument()]);
-        command.args(["--loop", if contender.uvloop { "uvloop" } else { "asyncio" }]);
-        command.args(["--port", &server.address().port().to_string()]);
+        let mut command = load(environment, contender, role, &server);
         command.args(["--in-flight", &in_flight.to_string()]);
         command.args(["--seconds", &plan.duration.as_secs_f64().to_string()]);
         Client::spawn(command)
@@ -209,7 +259,7 @@ struct Client {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
     /// A handler runs until this ends.
-    _input: Option<ChildStdin>,
+    input: Option<ChildStdin>,
 }
 
 impl Client {
@@ -218,11 +268,17 @@ impl Client {
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("starting Python")?;
         let output = child.stdout.take().context("a process with a pipe has it")?;
         let input = child.stdin.take();
-        Ok(Self { child, lines: BufReader::new(output).lines(), _input: input })
+        Ok(Self { child, lines: BufReader::new(output).lines(), input })
     }
 
     fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Lets a requester go on that has said where it is.
+    fn go_on(&mut self) -> anyhow::Result<()> {
+        let input = self.input.as_mut().context("a process with a pipe has it")?;
+        Ok(input.write_all(b"\n")?)
     }
 
     fn line(&mut self) -> anyhow::Result<String> {

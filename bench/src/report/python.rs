@@ -3,7 +3,7 @@
 use std::fmt::{self, Write};
 
 use crate::{
-    python::{Kind, Measured, Python, Run},
+    python::{Grown, Kind, Measured, Python, Run},
     spread::Spread,
 };
 
@@ -51,6 +51,30 @@ pub(super) fn write(out: &mut dyn Write, python: &Python) -> fmt::Result {
             mib(0),
             mib(1),
         )?;
+    }
+    write_memory(out, &python.grown)
+}
+
+fn write_memory(out: &mut dyn Write, grown: &[Grown]) -> fmt::Result {
+    writeln!(
+        out,
+        "\nMemory of handler and requester (resident, MiB): with one request behind them, behind 1,000 at once, and behind \
+         100,000 more.\n"
+    )?;
+    writeln!(
+        out,
+        "| client | loop | handler: 1 | 1,000 at once | 100,000 | requester: 1 | 1,000 at once | 100,000 |"
+    )?;
+    writeln!(out, "|---|---|---|---|---|---|---|---|")?;
+    for Grown { contender, resident_bytes } in grown {
+        let event_loop = if contender.uvloop { "uvloop" } else { "asyncio" };
+        write!(out, "| {} | {event_loop} |", contender.kind.name())?;
+        for process in 0..2 {
+            for bytes in resident_bytes {
+                write!(out, " {:.1} |", bytes[process] as f64 / f64::from(1 << 20))?;
+            }
+        }
+        writeln!(out)?;
     }
     Ok(())
 }
