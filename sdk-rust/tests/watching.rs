@@ -20,6 +20,7 @@ use ringpost::{
 };
 use ringpost_protocol::message::{ServerMessage, Welcome};
 use tokio::{
+    io::AsyncReadExt,
     net::TcpStream,
     sync::{Notify, mpsc},
     task::JoinHandle,
@@ -212,4 +213,31 @@ async fn pings_are_answered_while_nobody_reads() {
     assert_eq!(peer.hear_pong().await, 7);
     client.close();
     timeout(DEADLINE, client.ended()).await.unwrap();
+}
+
+/// A server that is silent for too long sees the connection's end, also where somebody else, such as a forked child, still
+/// has its descriptor.
+#[tokio::test]
+async fn a_connection_that_is_given_up_ends() {
+    let (server, (sink, mut watched)) = (Server::start().await, Watching::new());
+    let client = Client::builder(server.address()).reconnect(false).build_raw(sink.clone()).await.unwrap();
+    client.start();
+    let (mut peer, held) = tokio::join!(server.accept_unwelcomed(), watched.recv());
+    let held = held.unwrap();
+    peer.say(ServerMessage::Welcome(Welcome {
+        server_id: "fake".into(),
+        boot: 1,
+        epoch: 1,
+        next_number: 1,
+        max_payload: 1 << 20,
+        ping_interval_ms: 50,
+        ..Welcome::default()
+    }))
+    .await;
+    held.peek(&mut [0]).await.unwrap();
+    client.read();
+    let all = async { while peer.stream.read(&mut [0; 64]).await.unwrap_or(0) > 0 {} };
+    timeout(DEADLINE, all).await.expect("the client ends the connection");
+    timeout(DEADLINE, client.ended()).await.unwrap();
+    drop(held);
 }

@@ -100,6 +100,16 @@ impl WriteHalf {
     }
 }
 
+/// As tokio's half does: a child of this process may hold the descriptor too, and the server must see the end all the same.
+impl Drop for WriteHalf {
+    fn drop(&mut self) {
+        if let Self::Sink(stream) = self {
+            // It fails where it has ended already.
+            let _ = stream.shutdown(Shutdown::Write);
+        }
+    }
+}
+
 /// Splits a socket that the task waits for.
 pub(super) fn for_task(stream: TcpStream) -> (ReadHalf, WriteHalf) {
     let (read, write) = stream.into_split();
