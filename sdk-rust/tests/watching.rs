@@ -127,9 +127,8 @@ async fn a_watching_sink_reads_by_itself() {
         .unwrap();
     client.start();
     for connection in 0..2 {
-        let accepting = server.accept();
-        let reading = async { read(&sink, &client, watched.recv().await.unwrap()) };
-        let (mut peer, reading) = tokio::join!(accepting, reading);
+        let (mut peer, socket) = tokio::join!(server.accept(), watched.recv());
+        let reading = read(&sink, &client, socket.unwrap());
         let large = "long".repeat(200_000);
         client.batch(|calls| {
             for number in 0..REQUESTS {
@@ -168,8 +167,8 @@ async fn what_is_in_time_is_not_late_while_nobody_reads() {
     let (server, (sink, mut watched)) = (Server::start().await, Watching::new());
     let client = Client::builder(server.address()).build_raw(sink.clone()).await.unwrap();
     client.start();
-    let reading = async { read(&sink, &client, watched.recv().await.unwrap()) };
-    let (mut peer, reading) = tokio::join!(server.accept(), reading);
+    let (mut peer, socket) = tokio::join!(server.accept(), watched.recv());
+    let reading = read(&sink, &client, socket.unwrap());
     client.request(spec(b"first"), 1).unwrap();
     let request = peer.hear_request().await;
     peer.reply(request.number, "read").await;
@@ -192,8 +191,8 @@ async fn pings_are_answered_while_nobody_reads() {
     let (server, (sink, mut watched)) = (Server::start().await, Watching::new());
     let client = Client::builder(server.address()).build_raw(sink.clone()).await.unwrap();
     client.start();
-    let reading = async { read(&sink, &client, watched.recv().await.unwrap()) };
-    let (mut peer, reading) = tokio::join!(server.accept_unwelcomed(), reading);
+    let (mut peer, socket) = tokio::join!(server.accept_unwelcomed(), watched.recv());
+    let reading = read(&sink, &client, socket.unwrap());
     peer.say(ServerMessage::Welcome(Welcome {
         server_id: "fake".into(),
         boot: 1,
@@ -220,7 +219,7 @@ async fn pings_are_answered_while_nobody_reads() {
 #[tokio::test]
 async fn a_connection_that_is_given_up_ends() {
     let (server, (sink, mut watched)) = (Server::start().await, Watching::new());
-    let client = Client::builder(server.address()).reconnect(false).build_raw(sink.clone()).await.unwrap();
+    let client = Client::builder(server.address()).build_raw(sink.clone()).await.unwrap();
     client.start();
     let (mut peer, held) = tokio::join!(server.accept_unwelcomed(), watched.recv());
     let held = held.unwrap();
@@ -238,6 +237,7 @@ async fn a_connection_that_is_given_up_ends() {
     client.read();
     let all = async { while peer.stream.read(&mut [0; 64]).await.unwrap_or(0) > 0 {} };
     timeout(DEADLINE, all).await.expect("the client ends the connection");
+    client.close();
     timeout(DEADLINE, client.ended()).await.unwrap();
     drop(held);
 }
