@@ -22,8 +22,7 @@ pub enum Health {
     /// By a connection. It works with every service; the system accepts connections for a process that hangs, too.
     #[default]
     Connect,
-    /// By a ping of Ringpost's JSON dialect. An instance that answers anything in that dialect is well: one with a key refuses
-    /// the ping, and by that shows that it lives.
+    /// By a ping of Ringpost's JSON dialect, which wants its pong and nothing else. Servers with a key answer it, too.
     Ping,
     /// Not at all. Sessions that fail are noticed all the same; after `rise` intervals it is tried again.
     Off,

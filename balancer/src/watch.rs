@@ -3,7 +3,10 @@
 use std::{io, rc::Rc, time::Duration};
 
 use ringpost_io::{clock, endpoint::Endpoint, ring};
-use ringpost_protocol::proxy;
+use ringpost_protocol::{
+    json::{PING, PONG},
+    proxy,
+};
 
 use crate::{
     config::Health,
@@ -12,10 +15,6 @@ use crate::{
     health::{Observation, pause},
     roster::{MemberId, add},
 };
-
-/// What a ping says, and what of Ringpost's answers all begin with. See docs/PROTOCOL.md, "The JSON dialect".
-const PING: &[u8] = b"{\"action\":\"ping\"}\n";
-const ANSWER: &[u8] = b"{\"action\":";
 
 /// Watches an instance from now on.
 pub(crate) fn begin(core: &Rc<Core>, member: MemberId) {
@@ -100,7 +99,7 @@ async fn probe(endpoint: &Endpoint, kind: Health, proxy_v2: bool, within: Durati
     if kind != Health::Ping {
         return Ok(());
     }
-    let mut heard = [0; ANSWER.len()];
+    let mut heard = [0; PONG.len()];
     let mut length = 0;
     while length < heard.len() {
         endpoint.readable_within(within).await?;
@@ -111,8 +110,9 @@ async fn probe(endpoint: &Endpoint, kind: Health, proxy_v2: bool, within: Durati
             Err(error) => return Err(error),
         }
     }
-    if heard == ANSWER {
+    // Nothing else will do: a refusal shows that a server is there, and that nobody is served by it.
+    if heard == PONG {
         return Ok(());
     }
-    Err(io::Error::new(io::ErrorKind::InvalidData, "the answer is none of Ringpost's JSON dialect"))
+    Err(io::Error::new(io::ErrorKind::InvalidData, "the answer to a ping is no pong"))
 }

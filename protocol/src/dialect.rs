@@ -166,16 +166,16 @@ impl ServerCodec {
             code: error.code,
             message: error.message.clone().into_owned(),
         };
-        let lines = match &self.speaks {
+        match &self.speaks {
             Speaks::Binary(_) | Speaks::Greeting(_) => {
                 return frame::encode_server(&ServerMessage::Error(report), out);
             }
             Speaks::Http => return out.tail().extend_from_slice(http_refusal(&report.message).as_bytes()),
             Speaks::Tls => return out.tail().extend_from_slice(&TLS_ALERT),
-            Speaks::Json(decoder) => decoder.lines(),
-            Speaks::SomethingElse | Speaks::NotKnownYet => true,
-        };
-        let context = json::Context { boot: self.boot, wall_ms: 0, lines };
+            Speaks::Json(_) | Speaks::SomethingElse | Speaks::NotKnownYet => {}
+        }
+        // With a newline for everybody: nothing follows, who reads by lines would wait for it, and to others it is white space.
+        let context = json::Context { boot: self.boot, wall_ms: 0, lines: true };
         let written = json::encode(&ServerMessage::Error(report), &context, parser, out);
         debug_assert_eq!(written, Ok(()), "an error report has no content that could fail to be JSON");
     }

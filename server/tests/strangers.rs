@@ -304,7 +304,7 @@ fn listeners_have_kinds() {
         config.listen.push("[::1]:0,plain".parse::<Listen>().unwrap());
     });
     let mut socket = connect(&server);
-    socket.write_all(b"{\"action\":\"ping\"}\n").unwrap();
+    socket.write_all(b"{\"action\":\"receivers\"}\n").unwrap();
     let said = String::from_utf8_lossy(&until_closed(&mut socket)).into_owned();
     assert!(said.contains("unauthorized") && said.contains("key"), "{said}");
     assert_eq!(greeted(connect_to(server.addresses()[1])), None);

@@ -22,7 +22,7 @@ use common::{
     process::{BalancerProcess, ServerProcess, crowd, disperse, echo},
     run, until,
 };
-use ringpost::{Client, HandlerError, Reply, Request};
+use ringpost::{Client, HandlerError, Reply, Request, SecureKey};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit, setrlimit};
 
 /// What balancers are told here: probes often, and an instance that comes back has its share at once.
@@ -170,6 +170,29 @@ fn an_instance_hangs() {
     until_state(&balancer, 0, "up");
     for _ in 0..4 {
         ping();
+    }
+}
+
+/// A server with a key is known to live by pings without one, also behind a PROXY header; it counts and logs none of them as a
+/// wrong key.
+#[test]
+fn a_keyed_server_is_pinged() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = folder.path().join("key");
+    std::fs::write(&key, SecureKey::text_of(&[3; 32]).as_bytes()).unwrap();
+    let key = key.to_str().unwrap();
+    let serve = ["--secure-key-file", key, "--log", "ringpost_server=debug"];
+    let relayed = [&serve[..], &["--proxy-from", "127.0.0.0/8"]].concat();
+    for (serve, more) in [(&serve[..], None), (&relayed[..], Some("--proxy-v2"))] {
+        let server = ServerProcess::start(serve);
+        let args: Vec<_> = ["--health", "ping", "--fall", "1"].into_iter().chain(more).collect();
+        let balancer = balancer(&[server.address], &args);
+        let connections = || server.process.log().matches("answered a ping, without a key").count();
+        until("it was pinged", || connections() >= 5);
+        let stats = balancer.stats();
+        let instance = &stats["instances"][0];
+        assert_eq!((&instance["state"], &instance["probeFailures"]), (&"up".into(), &0.into()), "{stats}");
+        assert!(!server.process.log().contains("refused"), "{}", server.process.log());
     }
 }
 

@@ -30,6 +30,7 @@ mod encode;
 mod envelope;
 mod options;
 mod parser;
+mod ping;
 mod scanner;
 mod server_id;
 #[cfg(test)]
@@ -39,4 +40,5 @@ mod text;
 pub use decode::Decoder;
 pub use encode::{Context, NotJson, encode};
 pub use parser::Parser;
+pub use ping::{MAX_PING_BYTES, Opening, PING, PONG, opening};
 pub use text::write_string;

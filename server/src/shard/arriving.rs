@@ -4,6 +4,7 @@
 //! accept ─> room? ── no ──> turned away: told why as soon as it shows its dialect, if few are; else closed
 //!             │ yes
 //!             └─> stranger ─> PROXY header, from --proxy-from ─> dialect ─> first whole message: a stranger no more
+//!                                                             └─> where a key is wanted: a ping ─> pong, and the end
 //! ```
 //!
 //! All of it together may take `--handshake-timeout`.
@@ -16,6 +17,7 @@ use ringpost_io::{event::Event, stream::Stream};
 use ringpost_protocol::{
     Code, WireError,
     dialect::{Dialect, ServerCodec},
+    json::{self, Opening, PONG},
     proxy,
     time::Now,
 };
@@ -93,10 +95,39 @@ impl Shard {
 }
 
 impl State {
-    /// What comes before a dialect's first bytes. `Some`: the connection has not got as far as these.
+    /// What comes before a dialect's first bytes, and without a key. `Some`: the connection has not got further.
     #[cold]
     pub(super) fn arrive(&mut self, conn: ConnId, buffer: &mut BytesMut, now: Now) -> Option<NextRead> {
-        let connection = self.connections.get_mut(conn).filter(|connection| connection.awaits_header)?;
+        let connection = self.connections.get_mut(conn)?;
+        if connection.awaits_header
+            && let Some(next) = self.take_in_header(conn, buffer, now)
+        {
+            return Some(next);
+        }
+        self.answer_ping(conn, buffer, now)
+    }
+
+    /// A ping is all that a listener which wants a key answers without one, once: those who look whether a server is there need
+    /// none. It costs one read and no message to the core, and the connection counts as a stranger until it is gone.
+    fn answer_ping(&mut self, conn: ConnId, buffer: &[u8], now: Now) -> Option<NextRead> {
+        let connection = self.connections.get_mut(conn)?;
+        if !connection.secure || connection.channel.is_some() || connection.turned_away.is_some() {
+            return None;
+        }
+        match json::opening(buffer) {
+            Opening::Other => None,
+            Opening::Perhaps => Some(NextRead::Greeting(0)),
+            Opening::Ping => {
+                tracing::debug!(%conn, address = %connection.address, "answered a ping, without a key");
+                connection.out.tail().extend_from_slice(PONG);
+                self.finish(conn, now);
+                Some(NextRead::Discard)
+            }
+        }
+    }
+
+    fn take_in_header(&mut self, conn: ConnId, buffer: &mut BytesMut, now: Now) -> Option<NextRead> {
+        let connection = self.connections.get_mut(conn)?;
         let header = match proxy::decode(buffer) {
             Ok(Some(header)) => header,
             Ok(None) => return Some(NextRead::Greeting(0)),

@@ -98,6 +98,11 @@ impl Process {
     pub fn logged(&self, part: &str) -> bool {
         self.stderr.lock().unwrap().tail.iter().any(|line| line.contains(part))
     }
+
+    /// The last lines of its log.
+    pub fn log(&self) -> String {
+        self.stderr.lock().unwrap().tail.iter().map(String::as_str).collect()
+    }
 }
 
 impl Drop for Process {
