@@ -27,7 +27,8 @@ The last one prints \"YOU\".
 
 Exit codes: 0 all is well, 1 the handler answered an error, 2 usage, 3 no handler or too busy, \
 4 time over, 65 bad input, 69 no connection, 71 the system lacks what the server needs, \
-74 reading or writing failed, 78 configuration, 128 and a signal's number when interrupted.
+74 reading or writing failed, 75 another process has the session, 77 no secure key, a wrong one, \
+or one that may not do that, 78 configuration, 128 and a signal's number when interrupted.
 
 A variable of the environment that is empty counts as not set. One that is not understood is a \
 usage error like its flag.";

@@ -6,7 +6,7 @@ use clap::Args;
 use ringpost::{Address, Client, ClientBuilder, Error, ErrorKind, Reply, SecureKey};
 use ringpost_io::descriptors;
 use ringpost_protocol::limits::DEFAULT_PORT;
-use ringpost_server::{KeyFile, read_key_file};
+use ringpost_server::{KeyFile, KeysError, read_key_file};
 use zeroize::Zeroizing;
 
 use crate::{
@@ -75,7 +75,11 @@ impl ServerArgs {
         let bad = |message: String| Error::new(ErrorKind::Malformed, message);
         match &self.secure_key_file[..] {
             [] => key_of_environment().map_err(bad),
-            [file] => read_key_file(&file.path).map(Some).map_err(|error| bad(error.to_string())),
+            [file] => read_key_file(&file.path).map(Some).map_err(|error| {
+                let unreadable = matches!(error, KeysError::Unreadable { .. });
+                let advice = if unreadable { ": it must hold the key that the server has" } else { "" };
+                bad(format!("{error}{advice}"))
+            }),
             _ => Err(bad("a client has one secure key: give one --secure-key-file".to_owned())),
         }
     }

@@ -31,7 +31,7 @@ and ends with 0 only if all of them replied.
 Ctrl-C and SIGTERM cancel the request: its handler is told at once.
 
 Exit codes: 1 the handler answered an error, 3 no handler or too busy, 4 time over, 65 bad input, \
-69 no connection, 130 and 143 interrupted.";
+69 no connection, 77 no secure key, a wrong one, or one that may not do that, 130 and 143 interrupted.";
 
 /// Send a request to a handler of an action, and print its reply
 #[derive(Debug, Args)]

@@ -42,7 +42,8 @@ empty counts as not set.
 
 With a secure key (`ringpost keygen` makes one), only those who have it too can connect, and nobody \
 on the way can read or change what is said. The key comes from files, or is RINGPOST_SECURE_KEY. \
-SIGHUP reads the files again: give both keys for a while to change from one to the other.
+SIGHUP reads the files again, and those that the configuration's file names by then: give both keys \
+for a while to change from one to the other.
 
 SIGTERM and SIGINT (Ctrl-C) let what is open come to its end, at most for --drain-timeout: what is \
 still open then ends with the code `draining`. After up to a second more for the goodbyes it ends \
@@ -53,7 +54,7 @@ io_uring cannot be used (see `ringpost doctor`), 78 configuration: the file is n
 value, wherever it is from, is out of its range.";
 
 /// Run a server
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Default, Clone, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct ServeArgs {
     /// Read settings from this TOML file
@@ -262,7 +263,9 @@ pub(crate) fn run(args: &ServeArgs, matches: Option<&ArgMatches>) -> Outcome {
     if let Some(parent) = args.parent {
         signals::end_with(parent)?;
     }
-    let ended = Server::run_until_signalled(args.settings(matches)?, |addresses| {
+    let again = args.clone();
+    let reload = move || again.settings(None).map_err(|failure| failure.to_string());
+    let ended = Server::run_until_signalled(args.settings(matches)?, reload, |addresses| {
         for address in addresses {
             if output::line(format!("listening on {address}").as_bytes()).is_err() {
                 // Clients are served all the same; the log has the address too.

@@ -334,6 +334,12 @@ fn in_file(path: Option<&Path>) -> String {
 }
 
 impl Config {
+    /// Whether nothing but the keys is another.
+    pub(crate) fn differs_only_in_keys(&self, other: &Self) -> bool {
+        let Self { keys, secure_key_file, secure_keys, .. } = self.clone();
+        *self == Self { keys, secure_key_file, secure_keys, ..other.clone() }
+    }
+
     /// Reads a TOML file. The values are not checked yet, since flags may still replace them: see
     /// [`Config::validate`].
     ///

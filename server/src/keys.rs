@@ -60,13 +60,19 @@ impl<'de> Deserialize<'de> for KeyFile {
 #[non_exhaustive]
 pub enum KeysError {
     /// A file cannot be read.
-    #[error("the key file {path} cannot be read: {cause}; `ringpost keygen --out {path}` makes one")]
+    #[error("the key file {path} cannot be read: {cause}")]
     Unreadable {
         /// Its path.
         path: PathBuf,
         /// What the system says.
         #[source]
         cause: io::Error,
+    },
+    /// A server's file is not there.
+    #[error("there is no key file {path}: `ringpost keygen --out {path}` makes one")]
+    Missing {
+        /// Its path.
+        path: PathBuf,
     },
     /// What is in it is no key.
     #[error("the key file {path}: {cause}")]
@@ -78,17 +84,19 @@ pub enum KeysError {
         cause: KeyError,
     },
     /// Two of them are the same.
-    #[error("the key {id} is there twice: say once what may be done with it")]
+    #[error("the key {id} is there twice, from {} and from {}: say once what may be done with it", sources[0], sources[1])]
     Twice {
         /// Its id.
         id: KeyId,
+        /// Where it is from, both times.
+        sources: [String; 2],
     },
 }
 
 /// Reads the secure key in a file: what `ringpost keygen` wrote, or a passphrase. The text is wiped afterwards.
 ///
 /// # Errors
-/// [`KeysError::Unreadable`], [`KeysError::NoKey`].
+/// [`KeysError::Unreadable`], [`KeysError::NoKey`]; [`KeysError::Missing`] is a server's own.
 pub fn read_key_file(path: &Path) -> Result<SecureKey, KeysError> {
     let unreadable = |cause| KeysError::Unreadable { path: path.to_owned(), cause };
     let text = Zeroizing::new(fs::read_to_string(path).map_err(unreadable)?);
@@ -99,7 +107,7 @@ pub fn read_key_file(path: &Path) -> Result<SecureKey, KeysError> {
 }
 
 /// Where a server's keys come from, and what may be done with each.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct KeySources {
     files: Vec<(PathBuf, Arc<Permissions>)>,
     given: Vec<(SecureKey, Arc<Permissions>)>,
@@ -121,15 +129,32 @@ impl KeySources {
 
     /// Reads the files, and takes over what was given as it is. It takes a moment where there are passphrases.
     pub(crate) fn read(&self) -> Result<Keyring, KeysError> {
-        let mut keyring = Keyring { keys: self.given.clone() };
+        let mut keys = self.given.clone();
         for (path, permissions) in &self.files {
-            keyring.keys.push((read_key_file(path)?, permissions.clone()));
+            let key = read_key_file(path).map_err(|error| match error {
+                KeysError::Unreadable { path, cause } if cause.kind() == io::ErrorKind::NotFound => {
+                    KeysError::Missing { path }
+                }
+                error => error,
+            })?;
+            keys.push((key, permissions.clone()));
         }
-        let mut ids: Vec<_> = keyring.keys.iter().map(|(key, _)| key.id()).collect();
-        ids.sort_unstable();
-        match ids.windows(2).find(|pair| pair[0] == pair[1]) {
-            Some(pair) => Err(KeysError::Twice { id: pair[0] }),
-            None => Ok(keyring),
+        for (place, (key, _)) in keys.iter().enumerate() {
+            if let Some(other) = keys[..place].iter().position(|(other, _)| other.id() == key.id()) {
+                return Err(KeysError::Twice {
+                    id: key.id(),
+                    sources: [other, place].map(|it| self.source(it)),
+                });
+            }
+        }
+        Ok(Keyring { keys })
+    }
+
+    /// Where the key is from that is read at this place.
+    fn source(&self, place: usize) -> String {
+        match place.checked_sub(self.given.len()).and_then(|place| self.files.get(place)) {
+            Some((path, _)) => path.display().to_string(),
+            None => "RINGPOST_SECURE_KEY (in a program: its `secure_key`)".to_owned(),
         }
     }
 }
@@ -193,12 +218,25 @@ mod tests {
         assert_eq!(ring.find(key.id()).unwrap().1.role, Role::Peer);
         assert!(ring.describe().contains(&format!("{} (peer)", key.id())) && !ring.has_passphrase());
         config.secure_keys = vec![(key, Role::Client)];
-        assert!(KeySources::of(&config).read().unwrap_err().to_string().contains("twice"));
+        let error = KeySources::of(&config).read().unwrap_err().to_string();
+        for part in ["twice", "RINGPOST_SECURE_KEY", &*path.to_string_lossy()] {
+            assert!(error.contains(part), "{part} in {error}");
+        }
+        let other = folder.path().join("other");
+        fs::copy(&path, &other).unwrap();
+        config.secure_keys.clear();
+        config.secure_key_file.push(KeyFile { role: Role::Client, path: other.clone() });
+        let error = KeySources::of(&config).read().unwrap_err().to_string();
+        assert!([&path, &other].iter().all(|path| error.contains(&*path.to_string_lossy())), "{error}");
         fs::write(&path, "rpk1_77").unwrap();
         let error = KeySources::of(&config).read().unwrap_err().to_string();
         assert!(error.contains(&*path.to_string_lossy()) && error.contains("64 hexadecimal"), "{error}");
-        fs::remove_file(&path).unwrap();
+        fs::write(&path, format!("{0}\n{0}\n", *SecureKey::text_of(&[7; 32]))).unwrap();
         let error = read_key_file(&path).unwrap_err().to_string();
-        assert!(error.contains("keygen"), "{error}");
+        assert!(error.contains(&*path.to_string_lossy()) && error.contains("one line"), "{error}");
+        // A server makes its key; a client's would be of no use.
+        fs::remove_file(&path).unwrap();
+        assert!(KeySources::of(&config).read().unwrap_err().to_string().contains("keygen"));
+        assert!(!read_key_file(&path).unwrap_err().to_string().contains("keygen"));
     }
 }

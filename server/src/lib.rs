@@ -35,6 +35,7 @@
 //! | `strangers` | how many connections there may be that have not said who they are |
 //! | [`KeyFile`] (`keys`) | secure keys: their files, and which are good now |
 //! | [`Peer`], `peer` | links to other servers: what they translate, and their tasks; in the shard `links` |
+//! | `reload` | keys that are read again |
 //! | `channel` | the records of a connection with a secure key |
 //! | `buffers` | buffers to write with, used again and again |
 
@@ -50,6 +51,7 @@ mod keys;
 mod listen;
 mod network;
 mod peer;
+mod reload;
 mod server;
 mod shard;
 mod storage;

@@ -1,23 +1,22 @@
 //! Starting, draining, stopping.
 
-use std::{net::SocketAddr, rc::Rc, thread::JoinHandle, time::Duration};
+use std::{net::SocketAddr, rc::Rc, sync::Arc, thread::JoinHandle, time::Duration};
 
 use ringpost_io::{
     descriptors,
+    event::Event,
     listener::Listener,
     ring::{self, RingConfig},
     signals::{Signal, Signals},
 };
 use ringpost_protocol::secure::{Role, SecureKey};
-use tokio::sync::{
-    mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
-    oneshot,
-};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::{
     Config, Dispatch, Listen, ListenerKind, Peer, StartError,
     keys::{KeySources, read_key_file},
     peer,
+    reload::{self, Reload},
     shard::{LogAtStart, Shard},
     storage::Recovery,
     tasks::{self, CrashWithMe},
@@ -50,7 +49,8 @@ impl Server {
     }
 
     /// Runs a server on this thread until it is told to leave by SIGTERM or SIGINT: then it drains. A second signal
-    /// ends it at once. `listening` is called when clients can connect.
+    /// ends it at once. SIGHUP has `reload` say what the configuration is now, or what is wrong with it, on a thread of its
+    /// own: its secure keys are taken over, and nothing else. `listening` is called when clients can connect.
     ///
     /// # Errors
     /// [`StartError`]: it did not start, or its log could not be read, which with a long one is found when clients are connected
@@ -60,9 +60,10 @@ impl Server {
     /// If the server itself panicked, which is a bug.
     pub fn run_until_signalled(
         config: Config,
+        reload: impl Fn() -> Result<Config, String> + Send + Sync + 'static,
         listening: impl FnOnce(&[SocketAddr]) + 'static,
     ) -> Result<Ended, StartError> {
-        run(config, Control::Signals, |addresses| {
+        run(config, Control::Signals(Arc::new(reload)), |addresses| {
             listening(addresses);
         })
     }
@@ -243,8 +244,8 @@ impl Handle {
         self.tell(Command::Drain(grace));
     }
 
-    /// Reads the files of its secure keys again, as SIGHUP does for a whole process: who came with a key that is not there
-    /// any more has to leave, within `drain-timeout`. Returns at once; where a file cannot be used, the keys stay as they
+    /// Reads the files of its secure keys again, those that its configuration named at the start: who came with a key that is
+    /// not there any more has to leave, within `drain-timeout`. Returns at once; where a file cannot be used, the keys stay as they
     /// were, and the log says so.
     pub fn reload_keys(&self) {
         self.tell(Command::ReloadKeys);
@@ -296,7 +297,7 @@ enum Command {
 /// Who says when the server has to leave.
 enum Control {
     Commands(UnboundedReceiver<Command>),
-    Signals,
+    Signals(Reload),
 }
 
 /// Runs a shard on this thread until it has left.
@@ -307,9 +308,9 @@ fn run(
 ) -> Result<Ended, StartError> {
     config.validate()?;
     let max_connections = max_connections(&config)?;
-    let sources = KeySources::of(&config);
-    let keys = sources.read()?;
+    let keys = KeySources::of(&config).read()?;
     let peers = peer_keys(&config)?;
+    let began = config.clone();
     let seeds = [random()?, random()?, random()?];
     let mut recovery = Recovery::begin(&config, seeds[0], [random()?, random()?, random()?])?;
     let ring = RingConfig { busy_poll: config.busy_poll, ..RingConfig::default() };
@@ -323,7 +324,7 @@ fn run(
         let addresses =
             addresses.map_err(|cause| StartError::System { what: "reading an address", cause })?;
         let signals = match &control {
-            Control::Signals => Some(
+            Control::Signals(_) => Some(
                 Signals::listen()
                     .map_err(|cause| StartError::System { what: "listening for signals", cause })?,
             ),
@@ -374,12 +375,19 @@ fn run(
         ring::spawn(tasks::flush(shard.clone()));
         ring::spawn(tasks::keep_time(shard.clone()));
         let by_signal = Rc::new(std::cell::Cell::new(Ended::Stopped));
-        if let Control::Commands(commands) = control {
-            ring::spawn(obey(shard.clone(), commands, sources.clone()));
-        }
+        let keys_wanted = Rc::<Event>::default();
+        let reload = match control {
+            Control::Commands(commands) => {
+                ring::spawn(obey(shard.clone(), commands, keys_wanted.clone()));
+                let same = began.clone();
+                Arc::new(move || Ok(same.clone()))
+            }
+            Control::Signals(reload) => reload,
+        };
         if let Some(signals) = signals {
-            ring::spawn(heed(shard.clone(), signals, sources, drain_timeout, by_signal.clone()));
+            ring::spawn(heed(shard.clone(), signals, keys_wanted.clone(), drain_timeout, by_signal.clone()));
         }
+        ring::spawn(reload::keep_keys(shard.clone(), keys_wanted, began, reload));
         listening(&addresses);
         shard.ended.wait().await;
         let crashed = shard.crashed.get();
@@ -411,42 +419,22 @@ fn peer_keys(config: &Config) -> Result<Vec<(String, Option<SecureKey>)>, StartE
     config.peers.iter().map(with_key).collect()
 }
 
-async fn obey(shard: Rc<Shard>, mut commands: UnboundedReceiver<Command>, sources: KeySources) {
+async fn obey(shard: Rc<Shard>, mut commands: UnboundedReceiver<Command>, keys_wanted: Rc<Event>) {
     let _crash = CrashWithMe(shard.clone());
     while let Some(command) = commands.recv().await {
         match command {
             Command::Drain(grace) => shard.drain(grace),
-            Command::ReloadKeys => reload_keys(&shard, &sources).await,
+            Command::ReloadKeys => keys_wanted.set(),
             Command::Stop => shard.stop(),
         }
     }
 }
 
-/// On a thread of its own: to hash a passphrase takes so long that others would feel it.
-async fn reload_keys(shard: &Shard, sources: &KeySources) {
-    let (done, read) = oneshot::channel();
-    let sources = sources.clone();
-    let started = std::thread::Builder::new().name("ringpost-keys".into()).spawn(move || {
-        // Nobody waits for it any more when the server has ended meanwhile.
-        done.send(sources.read()).ok();
-    });
-    if let Err(error) = started {
-        return tracing::error!(%error, "the secure keys stay as they were: no thread to read them");
-    }
-    match read.await {
-        Ok(Ok(keys)) => {
-            tracing::info!(keys = keys.describe(), "the secure keys were read again");
-            shard.change_keys(keys);
-        }
-        Ok(Err(error)) => tracing::error!(%error, "the secure keys stay as they were"),
-        Err(_) => tracing::error!("the secure keys stay as they were: the thread that read them panicked"),
-    }
-}
-
+/// It never waits for anything but the next signal: whoever sends a second one does not want to wait.
 async fn heed(
     shard: Rc<Shard>,
     mut signals: Signals,
-    sources: KeySources,
+    keys_wanted: Rc<Event>,
     grace: Duration,
     ended: Rc<std::cell::Cell<Ended>>,
 ) {
@@ -454,10 +442,10 @@ async fn heed(
     let mut asked = false;
     loop {
         match signals.next().await {
-            Signal::Hangup if !sources.has_files() => {
-                tracing::info!("SIGHUP: there are no key files, and nothing else is read again");
+            Signal::Hangup => {
+                tracing::info!("SIGHUP: the secure keys are read again");
+                keys_wanted.set();
             }
-            Signal::Hangup => reload_keys(&shard, &sources).await,
             signal if asked => {
                 tracing::warn!(?signal, "a second signal: leaving at once");
                 ended.set(Ended::BySignal(signal.number()));

@@ -46,7 +46,13 @@ fn start() -> (SocketAddr, JoinHandle<Ended>) {
     config.drain_timeout = Duration::from_secs(3600);
     let (listening, address) = mpsc::channel();
     let server = std::thread::spawn(move || {
-        Server::run_until_signalled(config, move |addresses| listening.send(addresses[0]).unwrap()).unwrap()
+        let again = config.clone();
+        Server::run_until_signalled(
+            config,
+            move || Ok(again.clone()),
+            move |addresses| listening.send(addresses[0]).unwrap(),
+        )
+        .unwrap()
     });
     (address.recv().unwrap(), server)
 }

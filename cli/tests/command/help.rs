@@ -2,6 +2,8 @@
 
 use std::{path::Path, process::Command};
 
+use ringpost_protocol::Code;
+
 use crate::harness::{Ended, Process, Server, ringpost, run};
 
 /// The lines of a help text that begin with `ringpost COMMAND` or have it behind a pipe, without what is said beside them.
@@ -66,5 +68,16 @@ fn requests_and_looks() {
         let ended = ended(&server, line);
         assert_eq!(ended.code, Some(0), "{line}: {}", ended.stderr);
         assert_ne!(ended.stdout, "", "{line}");
+    }
+}
+
+/// The top help names every exit code that a request can end with.
+#[test]
+fn exit_codes() {
+    let help = run(&["--help"]).stdout;
+    let (_, codes) = help.split_once("Exit codes:").unwrap();
+    let words: Vec<_> = codes.split(|letter: char| !letter.is_ascii_digit()).collect();
+    for code in Code::ALL {
+        assert!(words.contains(&&*code.exit_code().to_string()), "{}: {codes}", code.text());
     }
 }

@@ -96,6 +96,58 @@ fn a_key_is_changed() {
     assert_eq!(stats(&new_key), Some(0));
 }
 
+/// SIGHUP takes over which key files the configuration's file names by then: a second one is let in beside the first, and the
+/// first out; a file that is not understood, and one that names no key any more, change nothing.
+#[test]
+fn key_files_are_added_and_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+    let (one_key, two_key) = (keygen(&one), keygen(&two));
+    let config = folder.path().join("ringpost.toml");
+    let name = |files: &[&Path]| {
+        let tables: String = files.iter().map(|file| format!("[[key]]\nfile = {file:?}\n")).collect();
+        fs::write(&config, tables).unwrap();
+    };
+    name(&[&one]);
+    let server = Server::with(&["--config", path_text(&config)]);
+    let stats = |key: &str| {
+        let mut command = server.command(&["stats"]);
+        command.env("RINGPOST_SECURE_KEY", key);
+        Process::start(command).wait().code
+    };
+    assert_eq!((stats(&one_key), stats(&two_key)), (Some(0), Some(77)));
+    name(&[&one, &two]);
+    server.process.signal(Signal::HUP);
+    until("the second key is good", || stats(&two_key) == Some(0));
+    assert_eq!(stats(&one_key), Some(0));
+    name(&[&two]);
+    server.process.signal(Signal::HUP);
+    until("the first key is not", || stats(&one_key) == Some(77));
+    for (text, says) in [("key = 7", "is not understood"), ("", "restart")] {
+        fs::write(&config, text).unwrap();
+        server.process.signal(Signal::HUP);
+        let line = server.process.stderr_line("stay as they were");
+        assert!(line.contains(says), "{line}");
+    }
+    assert_eq!((stats(&one_key), stats(&two_key)), (Some(77), Some(0)));
+}
+
+/// A server that is told to leave does, also while a key file is read that does not come to its end.
+#[test]
+fn leaves_while_keys_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("key");
+    keygen(&file);
+    let server = Server::with(&["--secure-key-file", path_text(&file)]);
+    fs::remove_file(&file).unwrap();
+    // A pipe that nobody writes.
+    assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success());
+    server.process.signal(Signal::HUP);
+    server.process.stderr_line("SIGHUP");
+    server.process.signal(Signal::TERM);
+    assert_eq!(server.process.wait().code, Some(0));
+}
+
 /// What is wrong with a key is said before anything else is done: 78 of a server, 65 of a client.
 #[test]
 fn bad_keys() {
@@ -103,6 +155,9 @@ fn bad_keys() {
     let file = folder.path().join("key");
     let serve = run(&["serve", "--listen", "127.0.0.1:0", "--secure-key-file", path_text(&file)]);
     assert!(serve.code == Some(78) && serve.stderr.contains("keygen"), "{}", serve.stderr);
+    let ask = run(&["--server", "127.0.0.1:1", "request", "a", "1", "--secure-key-file", path_text(&file)]);
+    let remedy = ask.stderr.contains("the key that the server has") && !ask.stderr.contains("keygen");
+    assert!(ask.code == Some(65) && remedy, "{}", ask.stderr);
     fs::write(&file, "rpk1_12").unwrap();
     let serve = run(&["serve", "--listen", "127.0.0.1:0", "--secure-key-file", path_text(&file)]);
     assert!(serve.code == Some(78) && serve.stderr.contains("64 hexadecimal"), "{}", serve.stderr);
@@ -114,4 +169,14 @@ fn bad_keys() {
     assert!(serve.code == Some(78) && serve.stderr.contains("RINGPOST_SECURE_KEY"), "{}", serve.stderr);
     let log = run(&["log", "verify", ".", "--secure-key-file", path_text(&file)]);
     assert!(log.code == Some(2) && log.stderr.contains("reads files"), "{}", log.stderr);
+    let key = keygen(&folder.path().join("good"));
+    fs::write(&file, format!("{key}\n")).unwrap();
+    let mut command = ringpost(&["serve", "--listen", "127.0.0.1:0", "--secure-key-file", path_text(&file)]);
+    command.env("RINGPOST_SECURE_KEY", &key);
+    let serve = Process::start(command).wait();
+    let both = serve.stderr.contains("RINGPOST_SECURE_KEY") && serve.stderr.contains(path_text(&file));
+    assert!(serve.code == Some(78) && both, "{}", serve.stderr);
+    fs::write(&file, format!("{key}\n{key}\n")).unwrap();
+    let serve = run(&["serve", "--listen", "127.0.0.1:0", "--secure-key-file", path_text(&file)]);
+    assert!(serve.code == Some(78) && serve.stderr.contains("one line"), "{}", serve.stderr);
 }

@@ -103,6 +103,12 @@ pub enum KeyError {
          was it cut?"
     )]
     NotWhole,
+    /// There is more than one line.
+    #[error(
+        "there is more than one line: a secure key is one line, and a file holds one key; give further keys files of their \
+         own"
+    )]
+    SeveralLines,
     /// Argon2id needs 64 MiB for a moment.
     #[error("the passphrase could not be hashed: there is no memory (64 MiB) for it")]
     NoMemory,
@@ -119,8 +125,8 @@ pub struct SecureKey {
 }
 
 impl SecureKey {
-    /// Reads a key: what `ringpost keygen` made, or any other text, which is a passphrase. White space around it does not
-    /// count.
+    /// Reads a key: what `ringpost keygen` made, or any other line of text, which is a passphrase. White space around it does
+    /// not count.
     ///
     /// A passphrase is hashed by Argon2id, which takes some 0.2 s and 64 MiB: keep the key, and clone it.
     ///
@@ -138,6 +144,10 @@ impl SecureKey {
         let text = text.trim();
         if text.is_empty() {
             return Err(KeyError::Empty);
+        }
+        // Two keys in one file, most likely: a passphrase of both would be neither.
+        if text.contains(['\n', '\r']) {
+            return Err(KeyError::SeveralLines);
         }
         match text.strip_prefix(PREFIX) {
             Some(digits) => Self::from_digits(digits),

@@ -90,19 +90,20 @@ impl State {
             let message = "this server has no secure key: connect without one (no --secure-key-file, no RINGPOST_SECURE_KEY)";
             return Err(WireError::new(Code::Unsupported, message));
         }
-        let Some((key, permissions)) = self.keys.find(id) else {
-            let message =
-                format!("this server does not know the secure key {id}: is it the same on both sides?");
+        let role = hello.role();
+        // The same words for a key that is not known and for one that is for others: nobody has proven anything yet, so nobody
+        // is told what a key is for.
+        let known = self.keys.find(id);
+        let Some((key, permissions)) = known.filter(|(_, permissions)| permissions.role.comes_as() == role)
+        else {
+            if let Some((_, permissions)) = known {
+                tracing::debug!(%id, is = %permissions.role, comes_as = %role, "a key is for another role");
+            }
+            let message = format!(
+                "this server does not know the secure key {id}, or not for a {role}: is it the same on both sides?"
+            );
             return Err(WireError::new(Code::Unauthorized, message));
         };
-        let role = permissions.role;
-        if role.comes_as() != hello.role() {
-            let (good_for, comes_as) = (role, hello.role());
-            let message = format!(
-                "the secure key {id} has the role `{good_for}`: nobody comes as a {comes_as} with it"
-            );
-            return Err(WireError::new(Code::Forbidden, message));
-        }
         match Responder::answer(hello, key) {
             Ok(responder) => Ok(Channel::new(responder, id, permissions.clone())),
             Err(error) => {
