@@ -12,6 +12,7 @@
 //!
 //! docs/SECURITY.md says what this promises and what not, and docs/PROTOCOL.md describes every byte.
 
+mod cipher;
 mod handshake;
 mod incoming;
 mod key;

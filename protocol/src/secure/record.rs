@@ -13,8 +13,9 @@
 
 use std::{fmt, ops::Range};
 
-use aes_gcm::{Aes256Gcm, Key, KeyInit, Nonce, Tag, aead::AeadInOut};
 use zeroize::Zeroizing;
+
+use super::cipher::{Cipher, NONCE_BYTES, TAG_BYTES};
 
 /// A whole record, at most.
 pub const MAX_RECORD_BYTES: usize = 64 << 10;
@@ -26,7 +27,6 @@ pub const MAX_RECORD_BYTES: usize = 64 << 10;
 pub const REKEY_RECORDS: u32 = 1 << 20;
 
 const HEADER_BYTES: usize = 4;
-const TAG_BYTES: usize = 16;
 /// What a record has beside its plaintext.
 pub(super) const OVERHEAD_BYTES: usize = HEADER_BYTES + TAG_BYTES;
 /// The plaintext of one record, at most.
@@ -60,7 +60,7 @@ pub enum RecordError {
 
 /// One direction's key and how often it was used.
 struct Chain {
-    cipher: Aes256Gcm,
+    cipher: Cipher,
     /// The next record's number.
     number: u64,
     /// Records that this key is still good for.
@@ -70,11 +70,11 @@ struct Chain {
 
 impl Chain {
     fn new(key: &[u8; 32], rekey_records: u32) -> Self {
-        Self { cipher: cipher(key), number: 0, left: rekey_records, rekey_records }
+        Self { cipher: Cipher::new(key), number: 0, left: rekey_records, rekey_records }
     }
 
     /// The nonce of the next record, which the caller uses once.
-    fn step(&mut self) -> [u8; 12] {
+    fn step(&mut self) -> [u8; NONCE_BYTES] {
         if self.left == 0 {
             self.rekey();
         }
@@ -87,8 +87,8 @@ impl Chain {
     /// Noise's REKEY (revision 34, section 4.2): what was sent under the former key cannot be read with the new one.
     fn rekey(&mut self) {
         let mut key = Zeroizing::new([0; 32]);
-        encrypt(&self.cipher, &nonce(u64::MAX), &[], &mut *key);
-        self.cipher = cipher(&key);
+        self.cipher.seal(nonce(u64::MAX), &[], &mut *key);
+        self.cipher = Cipher::new(&key);
         self.left = self.rekey_records;
     }
 }
@@ -100,22 +100,10 @@ impl fmt::Debug for Chain {
     }
 }
 
-fn cipher(key: &[u8; 32]) -> Aes256Gcm {
-    Aes256Gcm::new(<&Key<Aes256Gcm>>::from(key))
-}
-
-fn nonce(number: u64) -> [u8; 12] {
-    let mut nonce = [0; 12];
+fn nonce(number: u64) -> [u8; NONCE_BYTES] {
+    let mut nonce = [0; NONCE_BYTES];
     nonce[4..].copy_from_slice(&number.to_be_bytes());
     nonce
-}
-
-fn encrypt(cipher: &Aes256Gcm, nonce: &[u8; 12], header: &[u8], buffer: &mut [u8]) -> [u8; TAG_BYTES] {
-    let tag = cipher.encrypt_inout_detached(<&Nonce<_>>::from(nonce), header, buffer.into());
-    match tag {
-        Ok(tag) => tag.into(),
-        Err(_) => unreachable!("64 KiB are far below AES-GCM's 64 GiB"),
-    }
 }
 
 /// Makes records of one direction of a connection.
@@ -176,7 +164,7 @@ impl Sealer {
         let start = out.len();
         out.extend_from_slice(plaintext);
         let nonce = self.chain.step();
-        let tag = encrypt(&self.chain.cipher, &nonce, &header, &mut out[start..]);
+        let tag = self.chain.cipher.seal(nonce, &header, &mut out[start..]);
         out.extend_from_slice(&tag);
     }
 }
@@ -228,7 +216,7 @@ impl Opener {
 
     /// Opens the record at the front of `buffer`, in place. `None`: it is not there as a whole.
     ///
-    /// Where it does not verify, its bytes stay as they were.
+    /// Where it does not verify, its bytes are worth nothing any more.
     ///
     /// # Errors
     /// [`RecordError`]: whatever the connection still brings cannot be trusted.
@@ -252,13 +240,11 @@ impl Opener {
         let length = self.plaintext_bytes(header)?;
         let bytes = length + OVERHEAD_BYTES;
         let Some(record) = buffer.get_mut(HEADER_BYTES..bytes) else { return Ok(None) };
-        let (text, tag) = record.split_at_mut(length);
         let nonce = self.chain.step();
-        let Ok(tag) = <&Tag>::try_from(&*tag) else { return Err(RecordError::Forged) };
-        self.chain
-            .cipher
-            .decrypt_inout_detached(<&Nonce<_>>::from(&nonce), &header, text.into(), tag)
-            .map_err(|_| RecordError::Forged)?;
+        let Some((text, tag)) = record.split_last_chunk_mut() else { return Err(RecordError::Forged) };
+        if !self.chain.cipher.open(nonce, &header, text, *tag) {
+            return Err(RecordError::Forged);
+        }
         let end = match header[2] {
             DATA => false,
             END if length == 0 => true,
