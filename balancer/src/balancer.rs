@@ -50,7 +50,8 @@ impl Balancer {
 
     /// Runs a balancer on this thread until it is told to leave by SIGTERM or SIGINT: then it drains. A second signal
     /// ends it at once. SIGHUP has `reload` say what the configuration is now: its instances are taken over, and no
-    /// connection is dropped for it. `listening` is called when clients can connect.
+    /// connection is dropped for it; `None`: they are nowhere that could be read again. `listening` is called when clients can
+    /// connect.
     ///
     /// # Errors
     /// [`StartError`]: it did not start.
@@ -59,7 +60,7 @@ impl Balancer {
     /// If the balancer itself panicked, which is a bug.
     pub fn run_until_signalled(
         config: Config,
-        reload: impl FnMut() -> Result<Config, ConfigError> + 'static,
+        reload: impl FnMut() -> Result<Option<Config>, ConfigError> + 'static,
         listening: impl FnOnce(&Listening) + 'static,
     ) -> Result<Ended, StartError> {
         run(config, Control::Signals(Box::new(reload)), listening)
@@ -240,7 +241,7 @@ enum Command {
     Stop,
 }
 
-type Reload = Box<dyn FnMut() -> Result<Config, ConfigError>>;
+type Reload = Box<dyn FnMut() -> Result<Option<Config>, ConfigError>>;
 
 /// Who says what the balancer has to do.
 enum Control {
@@ -383,8 +384,12 @@ async fn heed(core: Rc<Core>, mut signals: Signals, mut reload: Reload, ended: R
     let _crash = CrashWithMe(core.clone());
     loop {
         match signals.next().await {
-            Signal::Hangup => match reload().and_then(|config| config.validate().map(|()| config)) {
-                Ok(config) => {
+            Signal::Hangup => match reload().and_then(|config| config.map(Config::validated).transpose()) {
+                Ok(None) => tracing::warn!(
+                    "SIGHUP: nothing was read again, for the instances are from flags or the environment; those of a \
+                     configuration's file (--config) can be read again"
+                ),
+                Ok(Some(config)) => {
                     if !core.config.differs_only_in_instances(&config) {
                         tracing::warn!("only instances are read again: other changes need a restart");
                     }

@@ -1,7 +1,7 @@
 //! Everything that can be set.
 
 use std::{
-    net::{SocketAddr, ToSocketAddrs},
+    net::{IpAddr, SocketAddr, ToSocketAddrs},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -231,6 +231,35 @@ pub enum ConfigError {
         /// What is allowed.
         allowed: String,
     },
+    /// An instance is the balancer itself: each connection would come back as another one, without end.
+    #[error(
+        "the instance {instance} is where this balancer itself listens ({listen}): name the servers behind it, and have the \
+         balancer listen elsewhere"
+    )]
+    Itself {
+        /// The instance.
+        instance: String,
+        /// Where the balancer listens.
+        listen: SocketAddr,
+    },
+}
+
+/// Whether an instance is what a balancer on this address would connect to itself by, as far as the words tell. A name other
+/// than `localhost` may be anybody's.
+fn is_itself(instance: &Instance, listen: SocketAddr) -> bool {
+    let Some((host, port)) = instance.parts() else { return false };
+    let own = listen.ip().to_canonical();
+    // Who listens everywhere listens on the loopback too; and that is where a connection to nowhere in particular goes.
+    let on_loopback = own.is_loopback() || own.is_unspecified();
+    port == listen.port()
+        && match host.parse::<IpAddr>().map(|address| address.to_canonical()) {
+            Ok(address) => {
+                address == own
+                    || (own.is_unspecified() && address.is_loopback())
+                    || (address.is_unspecified() && on_loopback)
+            }
+            Err(_) => host.eq_ignore_ascii_case("localhost") && on_loopback,
+        }
 }
 
 fn in_file(path: Option<&Path>) -> String {
@@ -264,7 +293,7 @@ impl Config {
     /// Checks every value. Starting a balancer does it too.
     ///
     /// # Errors
-    /// [`ConfigError::OutOfRange`], for the first one that is.
+    /// [`ConfigError::OutOfRange`], for the first one that is; [`ConfigError::Itself`].
     pub fn validate(&self) -> Result<(), ConfigError> {
         check("listen", "[]", !self.listen.is_empty(), || "at least one address".into())?;
         check("instances", "[]", !self.instances.is_empty(), || {
@@ -277,6 +306,9 @@ impl Config {
             }
             let twice = self.instances[..place].iter().any(|other| other.address == instance.address);
             check("instances", &instance.address, !twice, || "there only once; give it a weight".into())?;
+            if let Some(listen) = self.listen.iter().find(|listen| is_itself(instance, **listen)) {
+                return Err(ConfigError::Itself { instance: instance.address.clone(), listen: *listen });
+            }
         }
         check("rise", self.rise, self.rise > 0, || "at least 1".into())?;
         check("fall", self.fall, self.fall > 0, || "at least 1".into())?;
@@ -309,6 +341,11 @@ impl Config {
             check(key, format!("{value:?}"), value <= most, || format!("at most {most:?}"))?;
         }
         Ok(())
+    }
+
+    /// The same, checked.
+    pub(crate) fn validated(self) -> Result<Self, ConfigError> {
+        self.validate().map(|()| self)
     }
 
     /// Whether nothing but the instances is another.
@@ -418,6 +455,38 @@ mod tests {
         ] {
             let error = Config::from_toml_text(text).unwrap().validate().unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    /// A balancer is not its own instance, by whatever words that are known to mean it.
+    #[test]
+    fn not_its_own_instance() {
+        for (listen, instance, itself) in [
+            ("127.0.0.1:8888", "127.0.0.1:8888", true),
+            ("127.0.0.1:8888", "localhost:8888", true),
+            ("0.0.0.0:8888", "127.0.0.1:8888", true),
+            ("[::]:8888", "[::1]:8888", true),
+            ("[::]:8888", "127.0.0.1:8888", true),
+            ("127.0.0.1:8888", "0.0.0.0:8888", true),
+            ("192.0.2.1:8888", "[::ffff:192.0.2.1]:8888", true),
+            ("127.0.0.1:8888", "127.0.0.1:8889", false),
+            ("127.0.0.1:8888", "127.0.0.2:8888", false),
+            ("127.0.0.1:8888", "server:8888", false),
+            ("192.0.2.1:8888", "localhost:8888", false),
+            ("0.0.0.0:8888", "192.0.2.1:8888", false),
+        ] {
+            let config = Config {
+                listen: vec![listen.parse().unwrap()],
+                instances: vec![Instance::new(instance)],
+                ..Config::default()
+            };
+            match config.validate() {
+                Err(error @ ConfigError::Itself { .. }) => {
+                    let said = error.to_string();
+                    assert!(itself && said.contains(listen) && said.contains(instance), "{said}");
+                }
+                other => assert!(!itself && other.is_ok(), "{listen} {instance}: {other:?}"),
+            }
         }
     }
 }

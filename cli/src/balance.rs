@@ -31,7 +31,8 @@ has no variable, and is 2s here: how long one instance may take, before the next
   instances = [\"localhost:8886\", { address = \"localhost:8887\", weight = 2, drain = false }]
   choice = \"least-connections\"
 
-SIGHUP reads the file again and takes over its instances; no connection is dropped for it. \
+SIGHUP reads the file again and takes over its instances, unless flags name them; no connection is \
+dropped for it. \
 SIGTERM and SIGINT (Ctrl-C) accept nothing new and let sessions end, at most for --drain-timeout; \
 then they are cut. A second signal ends it at once, with 128 and the signal's number.
 
@@ -181,7 +182,7 @@ pub(crate) fn run(args: &BalanceArgs, connect_timeout: Option<Duration>) -> Outc
     config.validate()?;
     let ended = Balancer::run_until_signalled(
         config,
-        move || again.0.settings(again.1),
+        move || again.0.settings_again(again.1),
         |listening| {
             let clients = listening.addresses.iter().map(|address| format!("listening on {address}"));
             let admin = listening.admin.map(|address| format!("admin on {address}"));
@@ -200,6 +201,12 @@ pub(crate) fn run(args: &BalanceArgs, connect_timeout: Option<Duration>) -> Outc
 }
 
 impl BalanceArgs {
+    /// The settings as they are now; `None` if no instances are read from a file.
+    fn settings_again(&self, connect_timeout: Option<Duration>) -> Result<Option<Config>, ConfigError> {
+        let from_file = self.config.is_some() && self.instances.is_empty();
+        from_file.then(|| self.settings(connect_timeout)).transpose()
+    }
+
     /// The file's settings, or the usual ones, with those of flags and environment over them.
     fn settings(&self, connect_timeout: Option<Duration>) -> Result<Config, ConfigError> {
         let mut config = match &self.config {

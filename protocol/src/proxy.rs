@@ -18,6 +18,8 @@ pub const FIXED_BYTES: usize = 16;
 /// read of a connection has room for.
 pub const MAX_HEADER_BYTES: usize = 4096;
 
+/// What a header of version 1 begins with.
+const VERSION_1: &[u8] = b"PROXY ";
 const LOCAL: u8 = 0x20;
 const PROXY: u8 = 0x21;
 const TCP4: u8 = 0x11;
@@ -88,17 +90,24 @@ pub fn decode(bytes: &[u8]) -> Result<Option<Header>, WireError> {
     Ok(Some(Header { bytes: length, ends }))
 }
 
+/// Whether a header, of either version, begins here, or what can be nothing else. The first four bytes of a signature do
+/// not tell: they are white space, which may stand in front of a dialect.
+pub fn is_begun(bytes: &[u8]) -> bool {
+    let known = bytes.len().min(SIGNATURE.len());
+    bytes.starts_with(VERSION_1) || (known > 4 && bytes[..known] == SIGNATURE[..known])
+}
+
 fn no_header(bytes: &[u8]) -> WireError {
-    const TEXT: &[u8] = b"PROXY ";
-    if bytes.starts_with(TEXT) {
+    if bytes.starts_with(VERSION_1) {
         return WireError::new(
             Code::Unsupported,
             "a PROXY header of version 1: have the balancer send version 2 (HAProxy: send-proxy-v2)",
         );
     }
     WireError::malformed(
-        "a connection from this network begins with a PROXY header of version 2 (the server's --proxy-from): have the \
-         balancer send it (HAProxy: send-proxy-v2), or connect from elsewhere",
+        "there is no PROXY header, and the server takes nobody from this network without one of version 2 (its \
+         --proxy-from): have the balancer send it (`ringpost balance --proxy-v2`; HAProxy: send-proxy-v2), connect from \
+         elsewhere, or take the network out of --proxy-from",
     )
 }
 

@@ -264,10 +264,48 @@ fn proxy_headers_are_not_guessed() {
     }
     let mut asking = Json::over(relayed(&server, "192.0.2.7:40000"));
     until(&mut asking, "connectionsUnproxied", |count| count == 3);
-    let elsewhere = server_with(|config| config.proxy_from = vec!["10.0.0.0/8".parse().unwrap()]);
-    let said =
-        String::from_utf8_lossy(&until_closed(&mut relayed(&elsewhere, "192.0.2.7:40000"))).into_owned();
-    assert!(said.contains("malformed"), "{said}");
+}
+
+/// Whoever sends no header where one is wanted, or one where none is, is told what to change at either end, in the dialect that
+/// it speaks: a binary client by a frame. Each is counted.
+#[test]
+fn mistakes_with_proxy_headers_are_explained() {
+    let wanted = server_with(|config| config.proxy_from = vec!["127.0.0.0/8".parse().unwrap()]);
+    let unwanted = server_with(|config| config.proxy_from = vec!["10.0.0.0/8".parse().unwrap()]);
+    let header = {
+        let mut header = Vec::new();
+        let (client, port) = ("192.0.2.7:40000".parse().unwrap(), "198.51.100.1:8888".parse().unwrap());
+        proxy::encode(client, port, &mut header);
+        header
+    };
+    let (binary, json) = (Preface::plain().encode(), *b"{\"action\":\"ping\"}\n");
+    for (server, first, advice) in [
+        (&wanted, &[][..], ["--proxy-v2", "--proxy-from"]),
+        (&unwanted, &header, ["without --proxy-v2", "--proxy-from"]),
+        (&unwanted, b"PROXY TCP4 1.1.1.1 2.2.2.2 3 4\r\n", ["without --proxy-v2", "127.0.0.1"]),
+    ] {
+        for (words, speaks_binary) in [(&binary[..], true), (&json, false)] {
+            // A header of version 1 is not read: nobody knows what is behind it.
+            let speaks_binary = speaks_binary && !first.starts_with(b"PROXY");
+            let mut socket = connect(server);
+            let (one, two) = first.split_at(first.len() / 2);
+            for piece in [one, two, words] {
+                socket.write_all(piece).unwrap();
+                std::thread::yield_now();
+            }
+            let said = until_closed(&mut socket);
+            assert_eq!(said.starts_with(&Preface::MAGIC), speaks_binary, "{said:?}");
+            let said = String::from_utf8_lossy(&said).into_owned();
+            assert!(advice.iter().all(|part| said.contains(part)), "{said}");
+        }
+    }
+    let mut asking = Json::over(relayed(&wanted, "192.0.2.7:40000"));
+    until(&mut asking, "connectionsUnproxied", |count| count == 2);
+    until(&mut Json::over(connect(&unwanted)), "connectionsUnproxied", |count| count == 4);
+    // White space alone is no header.
+    let mut blank = connect(&unwanted);
+    blank.write_all(b"\r\n\r\n{\"action\":\"ping\"}\n").unwrap();
+    Json::over(blank).hear_a("pong");
 }
 
 /// Behind a balancer, the bound of an address is for the one that the header names: one client's strangers do not count for

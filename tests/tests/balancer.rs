@@ -19,7 +19,7 @@ use std::{
 
 use common::{
     PATIENCE,
-    process::{BalancerProcess, ServerProcess, crowd, disperse, echo},
+    process::{BalancerProcess, ServerProcess, command, crowd, disperse, echo},
     run, until,
 };
 use ringpost::{Client, HandlerError, Reply, Request, SecureKey};
@@ -194,6 +194,20 @@ fn a_keyed_server_is_pinged() {
         assert_eq!((&instance["state"], &instance["probeFailures"]), (&"up".into(), &0.into()), "{stats}");
         assert!(!server.process.log().contains("refused"), "{}", server.process.log());
     }
+}
+
+/// Instances that flags name cannot be read again, and SIGHUP does not say that they were; a balancer in front of itself does
+/// not start.
+#[test]
+fn instances_of_flags() {
+    let (_process, service) = echo();
+    let balancer = balancer(&[service], &[]);
+    balancer.process.signal(Signal::HUP);
+    until("it says so", || balancer.process.logged("nothing was read again"));
+    assert!(!balancer.process.logged("instances read again"));
+    word(balancer.address).unwrap();
+    let itself = command(&["balance", "--listen", "127.0.0.1:1", "--instance", "localhost:1"]);
+    assert_eq!(itself.code(), Some(78));
 }
 
 /// Descriptors run out, first for pipes, then for more sessions: those that run lose nothing, others wait until there is

@@ -17,6 +17,7 @@ use ringpost_io::{event::Event, stream::Stream};
 use ringpost_protocol::{
     Code, WireError,
     dialect::{Dialect, ServerCodec},
+    frame::Preface,
     json::{self, Opening, PONG},
     proxy,
     time::Now,
@@ -99,12 +100,49 @@ impl State {
     #[cold]
     pub(super) fn arrive(&mut self, conn: ConnId, buffer: &mut BytesMut, now: Now) -> Option<NextRead> {
         let connection = self.connections.get_mut(conn)?;
-        if connection.awaits_header
-            && let Some(next) = self.take_in_header(conn, buffer, now)
-        {
-            return Some(next);
+        let next = match connection.awaits_header {
+            true => self.take_in_header(conn, buffer, now),
+            false => self.refuse_header(conn, buffer, now),
+        };
+        next.or_else(|| self.answer_ping(conn, buffer, now))
+    }
+
+    /// Looks for a header where none is taken: not to believe it, but to say what is wrong.
+    fn refuse_header(&mut self, conn: ConnId, buffer: &mut BytesMut, now: Now) -> Option<NextRead> {
+        if !proxy::is_begun(buffer) {
+            return None;
         }
-        self.answer_ping(conn, buffer, now)
+        // What is behind it tells who is to be answered, and how.
+        let behind = match proxy::decode(buffer) {
+            Ok(None) => return Some(NextRead::Greeting(0)),
+            Ok(Some(header)) if header.bytes == buffer.len() => return Some(NextRead::Greeting(0)),
+            Ok(Some(header)) => header.bytes,
+            Err(_) => 0,
+        };
+        buffer.advance(behind);
+        let address = self.connections.get_mut(conn)?.address.ip().to_canonical();
+        let error = WireError::malformed(format!(
+            "a PROXY header came from {address}, from where this server takes none: name the balancer's network with the \
+             server's --proxy-from, or have the balancer send none (`ringpost balance` without --proxy-v2; HAProxy without \
+             send-proxy-v2)"
+        ));
+        self.refuse_unproxied(conn, buffer, &error, now);
+        Some(NextRead::Discard)
+    }
+
+    /// A header that is missing, or there where it must not be, or wrong: said to who administers both ends in the log, and to
+    /// the client in the dialect that it begins with, as far as it has begun.
+    fn refuse_unproxied(&mut self, conn: ConnId, buffer: &[u8], error: &WireError, now: Now) {
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        if buffer.first() == Some(&Preface::MAGIC[0]) {
+            connection.codec.stay_plain(&mut connection.out);
+        }
+        let address = connection.address;
+        if let Some(left_out) = self.unproxied_lines.line(now.mono) {
+            tracing::warn!(%conn, %address, left_out, %error, "connection refused (proxy-from)");
+        }
+        self.count(RefusalCause::Unproxied, now);
+        self.refuse(conn, error, now);
     }
 
     /// A ping is all that a listener which wants a key answers without one, once: those who look whether a server is there need
@@ -132,12 +170,7 @@ impl State {
             Ok(Some(header)) => header,
             Ok(None) => return Some(NextRead::Greeting(0)),
             Err(error) => {
-                let address = connection.address;
-                if let Some(left_out) = self.unproxied_lines.line(now.mono) {
-                    tracing::warn!(%conn, %address, left_out, %error, "connection refused (proxy-from)");
-                }
-                self.count(RefusalCause::Unproxied, now);
-                self.refuse(conn, &error, now);
+                self.refuse_unproxied(conn, buffer, &error, now);
                 return Some(NextRead::Discard);
             }
         };
