@@ -77,7 +77,7 @@ async fn wrong_keys() {
     let plain = server(&[]).await;
     for (builder, kind, says) in [
         (client(&keyed).secure_key(key(9)), ErrorKind::Unauthorized, "is it the same on both sides?"),
-        (client(&keyed).secure_key(key(2)), ErrorKind::Forbidden, "peer"),
+        (client(&keyed).secure_key(key(2)), ErrorKind::Unauthorized, "not for a client"),
         (client(&keyed), ErrorKind::Unauthorized, "--secure-key-file"),
         (client(&plain).secure_key(key(1)), ErrorKind::Unauthorized, "no secure key"),
     ] {

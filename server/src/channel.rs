@@ -5,13 +5,13 @@ use std::sync::Arc;
 use ringpost_broker::Permissions;
 use ringpost_protocol::{
     Outgoing, Segment,
-    secure::{Incoming, KeyId, Responder, Sealer},
+    secure::{Incoming, KeyId, MAX_PLAINTEXT_BYTES, Responder, Sealer},
 };
 
 use crate::buffers::Buffers;
 
-/// How much plaintext goes into one write: a large payload is sealed piece by piece, as the peer takes it.
-const MAX_PLAINTEXT_BYTES: usize = 192 << 10;
+/// How much plaintext goes into one write: a large payload is sealed piece by piece, as the peer takes it, each of full records.
+const MAX_PIECE_BYTES: usize = 3 * MAX_PLAINTEXT_BYTES;
 
 /// What a connection with records has more than a plain one.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ impl Channel {
             None => (out.pop(Vec::new)?, 0),
         };
         let plaintext = segment.as_ref();
-        let end = plaintext.len().min(start + MAX_PLAINTEXT_BYTES);
+        let end = plaintext.len().min(start + MAX_PIECE_BYTES);
         let mut records = buffers.take();
         self.sealer.seal(&plaintext[start..end], &mut records);
         if end < plaintext.len() {

@@ -21,7 +21,7 @@ mod record;
 pub use handshake::{ClientHello, HandshakeError, Initiator, Responder, ServerHello};
 pub use incoming::Incoming;
 pub use key::{KeyError, KeyId, Role, SecureKey};
-pub use record::{MAX_RECORD_BYTES, Opened, Opener, REKEY_RECORDS, RecordError, Sealer};
+pub use record::{MAX_PLAINTEXT_BYTES, MAX_RECORD_BYTES, Opened, Opener, REKEY_RECORDS, RecordError, Sealer};
 
 #[cfg(test)]
 mod tests;

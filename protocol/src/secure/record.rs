@@ -29,8 +29,8 @@ pub const REKEY_RECORDS: u32 = 1 << 20;
 const HEADER_BYTES: usize = 4;
 /// What a record has beside its plaintext.
 pub(super) const OVERHEAD_BYTES: usize = HEADER_BYTES + TAG_BYTES;
-/// The plaintext of one record, at most.
-pub(super) const MAX_PLAINTEXT_BYTES: usize = MAX_RECORD_BYTES - OVERHEAD_BYTES;
+/// The plaintext of one record, at most. Who seals a stream piece by piece makes full records by pieces of a multiple of it.
+pub const MAX_PLAINTEXT_BYTES: usize = MAX_RECORD_BYTES - OVERHEAD_BYTES;
 const _: () = assert!(MAX_PLAINTEXT_BYTES <= u16::MAX as usize);
 /// The same of the first record of a direction: until it verifies, nobody knows who sends it, and it has to be kept as a whole.
 pub(super) const MAX_FIRST_BYTES: usize = 4096 - OVERHEAD_BYTES;

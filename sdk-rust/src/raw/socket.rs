@@ -14,7 +14,7 @@ use ringpost_protocol::{
     frame::{FrameReader, Preface, decode_server},
     limits::DEFAULT_MAX_PAYLOAD_BYTES,
     message::ServerMessage,
-    secure::{Incoming, Opener, Sealer},
+    secure::{Incoming, MAX_PLAINTEXT_BYTES, Opener, Sealer},
 };
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -33,7 +33,7 @@ const PORTION_FRAMES: usize = 16;
 /// Segments in one write; the kernel takes at most 1024 (UIO_MAXIOV).
 pub(super) const WRITE_SEGMENTS: usize = 64;
 /// So much is sealed at once.
-const SEALED_BYTES: usize = 192 << 10;
+const SEALED_BYTES: usize = 3 * MAX_PLAINTEXT_BYTES;
 
 /// The receiving half.
 #[derive(Debug)]
