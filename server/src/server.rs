@@ -443,7 +443,7 @@ async fn heed(
     loop {
         match signals.next().await {
             Signal::Hangup => {
-                tracing::info!("SIGHUP: the secure keys are read again");
+                tracing::info!("SIGHUP: reading the secure keys again");
                 keys_wanted.set();
             }
             signal if asked => {
