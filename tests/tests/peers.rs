@@ -281,7 +281,10 @@ fn keys_for_each_link() {
     let (unknown, of_client) = (state(2)["error"].to_string(), state(3)["error"].to_string());
     // The same words for both: what a key is for is told to nobody who has proven nothing.
     for error in [unknown, of_client] {
-        assert!(error.contains("does not know the secure key") && error.contains("not for a peer"), "{error}");
+        assert!(
+            error.contains("does not know the secure key") && error.contains("not for a peer"),
+            "{error}"
+        );
     }
     run(async {
         for server in [&b, &c] {
