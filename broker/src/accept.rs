@@ -126,11 +126,10 @@ impl Broker {
             return self.refuse(conn, session_key, asked, Code::Overloaded, message);
         }
         let Some(action) = self.actions.get(action_key) else { return };
-        if action.handlers.is_empty() {
-            let broadcast = asked.flags.has(RequestFlags::BROADCAST);
-            if let Some(message) = self.forbids_far(action_key, session_key, broadcast) {
-                return self.refuse(conn, session_key, asked, Code::NoHandler, message);
-            }
+        if action.handlers.is_empty()
+            && let Some(message) = self.forbids_far(action_key, session_key)
+        {
+            return self.refuse(conn, session_key, asked, Code::NoHandler, message);
         }
         let broadcast = asked.flags.has(RequestFlags::BROADCAST);
         let at_once = !broadcast
@@ -395,6 +394,7 @@ impl Broker {
     pub(crate) fn abandon(&mut self, key: Key<Request>) {
         self.counters.cancelled += 1;
         self.call_back(key);
+        self.drop_held_outcomes(key);
         self.forget(key);
     }
 

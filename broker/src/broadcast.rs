@@ -1,10 +1,13 @@
-//! One request to all handlers of an action, leg by leg.
+//! One request to all handlers of an action, leg by leg; those of peers, branch by branch.
+
+mod branches;
 
 use ringpost_protocol::{
     Code, Content,
     message::{Leg, ServerMessage},
 };
 
+pub(crate) use self::branches::Branches;
 use crate::{
     Broker, Speaks,
     dispatch::TOO_MANY_HELD,
@@ -13,23 +16,27 @@ use crate::{
 };
 
 impl Broker {
-    /// Asks all handlers that the action has now. Their number is told at once.
+    /// Asks all handlers that the action has now. Their number is told at once, or when peers have said theirs.
     pub(crate) fn start_broadcast(&mut self, key: Key<Request>) {
-        let Some(request) = self.requests.get_mut(key) else { return };
+        let Some(request) = self.requests.get(key) else { return };
         let Some(action) = self.actions.get(request.action) else { return };
-        let handlers: Vec<_> = action.handlers.values().copied().collect();
-        let expected = handlers.len() as u32;
-        let states = vec![LegState::Waiting; handlers.len()];
-        request.state = RequestState::Broadcast(Box::new(Legs { open: expected, states }));
-        request.attempt = 1;
-        let (number, wants_reply, session) = (request.number, request.wants_reply(), request.session);
-        if let Some(conn) = self.sessions.get(session).and_then(Session::listens)
-            && wants_reply
-            && self.connection(conn).is_some_and(|connection| connection.speaks == Speaks::Binary)
-        {
-            #[cfg(feature = "planted-bugs")]
-            let expected = expected + u32::from(self.config.is_planted(crate::PlantedBug::WrongLegs));
-            self.send(conn, ServerMessage::Legs { number, expected });
+        let (session, wants_reply) = (request.session, request.wants_reply());
+        let mut handlers: Vec<_> = action.handlers.values().copied().collect();
+        let own = handlers.len() as u32;
+        if action.far.is_some() {
+            handlers.extend(self.branches_to(action, session));
+        }
+        let count = handlers.len() - own as usize;
+        let (states, open) = (vec![LegState::Waiting; handlers.len()], handlers.len() as u32);
+        // Nobody counts the legs of a send.
+        let branches = (count > 0 && wants_reply).then(|| Box::new(Branches::new(own, count)));
+        let counts = branches.is_some();
+        if let Some(request) = self.requests.get_mut(key) {
+            request.state = RequestState::Broadcast(Box::new(Legs { open, own, states, branches }));
+            request.attempt = 1;
+        }
+        if wants_reply && !counts {
+            self.tell_legs(key, own);
         }
         self.count_dispatch();
         let mut waiting = false;
@@ -62,6 +69,22 @@ impl Broker {
         {
             self.kept_bytes -= std::mem::take(&mut kept.content).uncounted_len();
         }
+        if counts {
+            self.wait_for_counts(key);
+        }
+    }
+
+    /// Tells a requester how many legs its broadcast has. In JSON each outcome says it.
+    fn tell_legs(&mut self, key: Key<Request>, expected: u32) {
+        let Some(request) = self.requests.get(key) else { return };
+        let (number, session) = (request.number, request.session);
+        if let Some(conn) = self.sessions.get(session).and_then(Session::listens)
+            && self.connection(conn).is_some_and(|connection| connection.speaks == Speaks::Binary)
+        {
+            #[cfg(feature = "planted-bugs")]
+            let expected = expected + u32::from(self.config.is_planted(crate::PlantedBug::WrongLegs));
+            self.send(conn, ServerMessage::Legs { number, expected });
+        }
     }
 
     /// Gives a leg to its handler, which has credit.
@@ -74,7 +97,13 @@ impl Broker {
         }
         let Some(content) = self.kept_of(key).map(|kept| kept.content.clone()) else { return };
         let Some(delivery) = self.hold(key, handler, leg, false) else { return };
-        self.set_leg_state(key, leg, LegState::Delivered(delivery));
+        if let Some(RequestState::Broadcast(legs)) =
+            self.requests.get_mut(key).map(|request| &mut request.state)
+            && let Some(state) = legs.states.get_mut(leg as usize)
+        {
+            *state = LegState::Delivered(delivery);
+            self.counters.forwarded += u64::from(leg >= legs.own);
+        }
         self.send_delivery(key, handler, delivery, content);
     }
 
@@ -100,6 +129,9 @@ impl Broker {
     ) {
         let Some(request) = self.requests.get(key) else { return };
         let Some(state) = leg_state(request, leg).filter(|state| *state != LegState::Ended) else { return };
+        if has_branches(request) {
+            return self.end_part(key, leg, code, content, handled);
+        }
         let (wants_reply, tag) = (request.wants_reply(), self.tag_of(request));
         let (session, mut of) = (request.session, request.ended(tag));
         if state == LegState::Waiting {
@@ -122,20 +154,26 @@ impl Broker {
             self.close_if_session_finished(session);
         }
     }
+}
 
-    fn set_leg_state(&mut self, key: Key<Request>, leg: u32, state: LegState) {
-        if let Some(RequestState::Broadcast(legs)) =
-            self.requests.get_mut(key).map(|request| &mut request.state)
-            && let Some(slot) = legs.states.get_mut(leg as usize)
-        {
-            *slot = state;
-        }
-    }
+/// Whether a request is a broadcast whose legs are not all known from the start.
+fn has_branches(request: &Request) -> bool {
+    matches!(&request.state, RequestState::Broadcast(legs) if legs.branches.is_some())
 }
 
 fn leg_state(request: &Request, leg: u32) -> Option<LegState> {
     match &request.state {
         RequestState::Broadcast(legs) => legs.states.get(leg as usize).copied(),
         _ => None,
+    }
+}
+
+impl Legs {
+    /// Outcomes of legs that were put out.
+    pub(crate) fn put_out(&self) -> u32 {
+        match &self.branches {
+            Some(branches) => branches.put_out,
+            None => self.states.len() as u32 - self.open,
+        }
     }
 }

@@ -215,6 +215,7 @@ impl Broker {
         while let Some(timer) = self.timers.expire(now.mono) {
             match timer {
                 Timer::Request(request) => self.request_timed_out(request),
+                Timer::Counts(request) => self.counts_overdue(request),
                 Timer::Overdue(delivery) => self.handler_is_stuck(delivery),
                 Timer::Linger(session) => self.linger_over(session),
                 Timer::Liveness(conn) => self.check_liveness(conn),
@@ -313,6 +314,11 @@ impl Broker {
                 answer.content.count_large(MIN_COUNTED_BYTES, &self.large);
                 self.answer(conn, answer);
             }
+            ClientMessage::Leg(answer) => {
+                answer.content.count_large(MIN_COUNTED_BYTES, &self.large);
+                self.branch_leg(conn, answer);
+            }
+            ClientMessage::Legs { delivery, expected } => self.branch_counted(conn, *delivery, *expected),
             ClientMessage::Hello(hello) => self.hello(conn, hello),
             ClientMessage::Register(register) => self.register(conn, register),
             ClientMessage::Deregister(target) => self.deregister(conn, target),

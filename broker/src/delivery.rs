@@ -309,7 +309,7 @@ impl Broker {
         let plain =
             |request: &Request| matches!(request.state, RequestState::Delivered(_)) && !request.is_durable();
         if !self.requests.get(delivery.request).is_some_and(plain) {
-            return self.end_with_content(delivery.request, code, content);
+            return self.branch_failed(delivery, verdict, code, content);
         }
         match (verdict, code) {
             (Verdict::Declined(_), _) => self.declined(delivery.request, delivery.handler, code, content),
@@ -476,9 +476,23 @@ impl Broker {
         handled: bool,
     ) {
         let session = request.session;
+        let reply = self.outcome(request, code, leg, content, handled);
+        self.put_out(session, reply);
+    }
+
+    /// An outcome, as it is put out now or later.
+    #[inline]
+    pub(crate) fn outcome(
+        &self,
+        request: Ended,
+        code: Option<Code>,
+        leg: Option<Leg>,
+        content: Content,
+        handled: bool,
+    ) -> Reply {
         let handled_after_ms =
             if handled { millis_between(request.received.mono, self.now.mono) } else { u32::MAX };
-        let reply = Reply {
+        Reply {
             number: request.number,
             tag: request.tag,
             sequence: 0,
@@ -489,8 +503,7 @@ impl Broker {
             delivered_after_ms: request.delivered_after_ms,
             handled_after_ms,
             content,
-        };
-        self.put_out(session, reply);
+        }
     }
 
     /// Takes a request out of all tables. Handlers that hold it keep their slot until they answer.

@@ -44,8 +44,18 @@ impl Broker {
             self.kept.iter().map(|(_, kept)| kept.content.uncounted_len() + beside(kept)).sum();
         let outcomes: usize =
             self.sessions.iter().map(|(_, session)| session.outcomes.uncounted_bytes()).sum();
-        let ends = self.guest_bytes();
-        assert_eq!(contents + outcomes + ends, self.kept_bytes, "what is kept is counted");
+        let held = |request: &Request| match &request.state {
+            RequestState::Broadcast(legs) => {
+                legs.branches.as_ref().map_or(0, |branches| branches.held_bytes())
+            }
+            _ => 0,
+        };
+        let held: usize = self.requests.iter().map(|(_, request)| held(request)).sum();
+        assert_eq!(
+            contents + outcomes + held + self.guest_bytes(),
+            self.kept_bytes,
+            "what is kept is counted"
+        );
         for (key, request) in self.requests.iter() {
             let session = self.sessions.get(request.session);
             assert!(
@@ -87,6 +97,8 @@ impl Broker {
                 RequestState::Broadcast(legs) => {
                     let open = legs.states.iter().filter(|leg| **leg != LegState::Ended).count();
                     assert!(open == legs.open as usize && open > 0, "open legs of {key:?}");
+                    assert!(legs.own as usize <= legs.states.len(), "branches are behind them");
+                    legs.branches.iter().for_each(|branches| branches.check_invariants());
                 }
             }
         }

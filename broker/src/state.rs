@@ -23,6 +23,7 @@ use ringpost_protocol::{
 
 use crate::{
     ConnId, ReadId, Speaks,
+    broadcast::Branches,
     dispatch::{Far, Ready},
     durable::Durable,
     peers::{Peer, guests::Guest},
@@ -215,8 +216,13 @@ pub(crate) enum RequestState {
 
 #[derive(Debug)]
 pub(crate) struct Legs {
+    /// Of the states, those that have not ended.
     pub(crate) open: u32,
+    /// How many of them are legs of this server's handlers. Each behind those is a branch.
+    pub(crate) own: u32,
     pub(crate) states: Vec<LegState>,
+    /// Of a broadcast that goes to peers and wants replies.
+    pub(crate) branches: Option<Box<Branches>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -231,6 +237,7 @@ pub(crate) enum LegState {
 pub(crate) struct Delivery {
     pub(crate) handler: Key<Handler>,
     pub(crate) request: Key<Request>,
+    /// Of a broadcast: its place in [`Legs::states`].
     pub(crate) leg: u32,
     /// Its place in [`Handler::held`].
     pub(crate) place: u32,
@@ -242,6 +249,8 @@ pub(crate) struct Delivery {
 pub(crate) enum Timer {
     /// A request's time is over.
     Request(Key<Request>),
+    /// Peers have had their time to say how many handlers a broadcast asked there.
+    Counts(Key<Request>),
     /// A handler has not answered long after it was called back.
     Overdue(Key<Delivery>),
     /// A session's client has been away for too long.

@@ -1,6 +1,7 @@
 //! The core's rules, one by one. The simulation in `tests/` joins them with the client's side under a bad network.
 
 mod any_order;
+mod branches;
 mod control;
 mod corners;
 mod durable;

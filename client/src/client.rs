@@ -2,6 +2,7 @@
 
 mod ending;
 mod incoming;
+mod legs;
 
 use std::{borrow::Cow, collections::VecDeque};
 
@@ -72,7 +73,7 @@ impl Client {
         Self {
             link: Link::new(config.seed),
             session: Session::new(!config.session.is_empty(), config.max_unclaimed),
-            requests: Requests::new(config.timeout_grace, !config.session.is_empty()),
+            requests: Requests::new(config.timeout_grace, !config.session.is_empty(), config.peer.is_some()),
             registrations: Registrations::default(),
             deliveries: Deliveries::new(config.task_interval, !config.session.is_empty()),
             draining: None,
@@ -314,14 +315,7 @@ impl Client {
     /// broker gives the slot to another request. `false` if the delivery is not held any more, because it was answered
     /// before or its connection is gone.
     pub fn answer(&mut self, key: DeliveryKey, verdict: Verdict, content: Content, now: Time) -> bool {
-        let sizes = check_sizes(&content).and_then(|()| check_payload(&content, self.link.max_payload));
-        let (verdict, content) = match sizes {
-            Ok(()) => (verdict, content),
-            Err(error) => {
-                let text = error.message().as_bytes();
-                (Verdict::Error, Content::from_parts(error.code().as_bytes(), b"", b"", text))
-            }
-        };
+        let (verdict, content) = checked(verdict, content, self.link.max_payload);
         let (answer, held) = match self.on_this_connection(key) {
             Some(key) => {
                 let answer = self.deliveries.answer(key, verdict, content);
@@ -492,6 +486,17 @@ impl Client {
             return Err(Error::new(Code::Closed, "the client is being closed"));
         }
         Ok(())
+    }
+}
+
+/// An answer as it can be sent: one that the server would not take becomes an error that says so.
+fn checked(verdict: Verdict, content: Content, max_payload: Option<u32>) -> (Verdict, Content) {
+    match check_sizes(&content).and_then(|()| check_payload(&content, max_payload)) {
+        Ok(()) => (verdict, content),
+        Err(error) => {
+            let text = error.message().as_bytes();
+            (Verdict::Error, Content::from_parts(error.code().as_bytes(), b"", b"", text))
+        }
     }
 }
 

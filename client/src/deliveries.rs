@@ -248,10 +248,28 @@ impl Deliveries {
         Output::Send(ClientMessage::Answer(answer))
     }
 
+    /// The message for how many handlers a broadcast asked here; `None` if the delivery is not held, or nobody waits for it.
+    pub(crate) fn legs(&self, key: DeliveryKey, expected: u32) -> Option<Output> {
+        self.is_wanted(key).then(|| Output::Send(ClientMessage::Legs { delivery: key.delivery, expected }))
+    }
+
+    /// The message for the outcome of one of them, behind which the delivery is still held; `None` as for [`Deliveries::legs`].
+    pub(crate) fn leg(&mut self, key: DeliveryKey, verdict: Verdict, content: Content) -> Option<Output> {
+        self.is_wanted(key).then(|| {
+            self.answers += 1;
+            let answer = Answer { delivery: key.delivery, sequence: self.answers, verdict, content };
+            Output::Send(ClientMessage::Leg(answer))
+        })
+    }
+
+    /// Whether a handler has it, and somebody waits for the answer.
+    fn is_wanted(&self, key: DeliveryKey) -> bool {
+        self.held.get(&key.delivery).is_some_and(|held| held.state == State::Handed)
+    }
+
     /// The message for a handler's progress; `None` if the delivery is not held, or nobody waits for it.
     pub(crate) fn progress(&mut self, key: DeliveryKey, content: Content) -> Option<Output> {
-        let held = self.held.get(&key.delivery);
-        held.is_some_and(|held| held.state == State::Handed).then(|| {
+        self.is_wanted(key).then(|| {
             let progress = Progress { number: key.delivery, content, ..Progress::default() };
             Output::Send(ClientMessage::Progress(progress))
         })

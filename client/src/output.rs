@@ -150,6 +150,14 @@ pub enum Output {
     Complete(Completion),
     /// An outcome that was kept for an earlier process. [`crate::Client::claim`] it once the application has it.
     Unclaimed(Unclaimed),
+    /// How many handlers a broadcast asked. Only a client that comes as a [peer](crate::ClientConfig::peer) is told, before the
+    /// first of them completes; if the request ends here, one completion ends all that are left.
+    Legs {
+        /// What the application called the request.
+        token: u64,
+        /// How many.
+        expected: u32,
+    },
     /// A handler is still at work on a request.
     Progress {
         /// What the application called the request.

@@ -9,6 +9,7 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use ringpost_protocol::{
     Code, Content,
+    limits::MAX_LEGS,
     message::{ClientMessage, Leg, Reply, Request, RequestFlags},
     time::{Time, TimerId, Wheel},
 };
@@ -18,9 +19,6 @@ use crate::{
     Error,
     output::{Completion, Info, Output, RequestKey},
 };
-
-/// More handlers than one broadcast can have: a server that claims so does not speak the protocol.
-pub(crate) const MAX_LEGS: u32 = 1 << 20;
 
 #[derive(Debug)]
 struct Open {
@@ -58,6 +56,9 @@ pub(crate) struct Requests {
     grace: Duration,
     /// Whether what was sent is kept.
     keeps: bool,
+    /// Whether a server asks for its own clients. It is told of legs before they end, and that the rest of them have
+    /// ended, however many those are, is said once.
+    for_peer: bool,
     /// The server treats everything as durable that can be: so does the client.
     pub(crate) durable_all: bool,
 }
@@ -67,7 +68,7 @@ pub(crate) struct Requests {
 const FIRST_PLACE: u64 = 1 << 63;
 
 impl Requests {
-    pub(crate) fn new(grace: Duration, keeps: bool) -> Self {
+    pub(crate) fn new(grace: Duration, keeps: bool, for_peer: bool) -> Self {
         Self {
             open: SlotMap::new(),
             by_number: HashMap::with_hasher(FixedState::default()),
@@ -78,6 +79,7 @@ impl Requests {
             next_number: 1,
             grace,
             keeps,
+            for_peer,
             durable_all: false,
         }
     }
@@ -323,6 +325,9 @@ impl Requests {
             return true;
         }
         open.expected = open.expected.max(expected);
+        if self.for_peer && expected > 0 {
+            outputs.push_back(Output::Legs { token: open.token, expected: open.expected });
+        }
         if open.expected == 0 {
             self.end(key, &Error::new(Code::NoHandler, "nobody handles this action"), outputs);
         }
@@ -444,7 +449,7 @@ impl Requests {
     /// Ends a request with an error; of a broadcast, each leg that has not ended.
     fn end(&mut self, key: DefaultKey, error: &Error, outputs: &mut VecDeque<Output>) {
         let Some(open) = self.remove(key) else { return };
-        let missing = open.expected.saturating_sub(open.ended).max(1);
+        let missing = if self.for_peer { 1 } else { open.expected.saturating_sub(open.ended).max(1) };
         outputs.extend(
             (1..=missing)
                 .map(|count| Output::Complete(completion(open.token, Err(error.clone()), count == missing))),

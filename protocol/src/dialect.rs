@@ -276,7 +276,7 @@ impl ServerCodec {
 fn check_payload(message: &ClientMessage, max_payload: u32) -> Result<(), WireError> {
     let content = match message {
         ClientMessage::Request(request) => &request.content,
-        ClientMessage::Answer(answer) => &answer.content,
+        ClientMessage::Answer(answer) | ClientMessage::Leg(answer) => &answer.content,
         ClientMessage::Progress(progress) => &progress.content,
         _ => return Ok(()),
     };

@@ -47,6 +47,9 @@ pub const MIN_SHARED_BYTES: usize = 16 << 10;
 /// once. What is kept of a smaller one is copied out of the read buffer, which is shared with others.
 pub const MIN_COUNTED_BYTES: usize = 64 << 10;
 
+/// Handlers that one broadcast can ask, over all servers.
+pub const MAX_LEGS: u32 = 1 << 20;
+
 /// Open numbers and held deliveries that one `resume` may list.
 pub const MAX_RESUME_NUMBERS: usize = 1 << 20;
 

@@ -328,6 +328,16 @@ pub enum ClientMessage {
     Cancel(Target),
     /// A handler's answer.
     Answer(Answer),
+    /// From a peer: how many of its handlers a broadcast asked. Before the first [`ClientMessage::Leg`] of the delivery.
+    Legs {
+        /// The delivery.
+        delivery: u64,
+        /// How many.
+        expected: u32,
+    },
+    /// From a peer: what one of the handlers answered that a broadcast asked there. The delivery goes on; the last leg is an
+    /// ordinary answer.
+    Leg(Answer),
     /// A handler is still at work.
     Progress(Progress),
     /// Outcomes up to this sequence need not be kept (binary), or the one of this request (JSON).

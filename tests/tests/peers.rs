@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use common::{PATIENCE, Raw, proxy::Proxy, run, until};
+use common::{PATIENCE, Raw, process::ServerProcess, proxy::Proxy, run, until};
 use futures_util::future::join_all;
 use ringpost::{Client, ErrorKind, HandlerError, HandlerOptions, Reply, Request, SecureKey};
 use ringpost_protocol::secure::Role;
@@ -79,6 +79,21 @@ fn json_ask(server: SocketAddr, action: &str, data: &Value) -> Raw {
     raw
 }
 
+fn json_broadcast(server: SocketAddr, action: &str, data: &Value) -> Raw {
+    let mut raw = Raw::connect(server);
+    let options = json!({"timeout": 20000, "broadcast": true});
+    raw.object(&json!({"id": action, "clientId": "x", "data": data, "options": options}));
+    raw
+}
+
+/// A leg's outcome: how many there are, and its code, or its data if it has none.
+fn leg(requester: &mut Raw) -> (u64, Value) {
+    let message = requester.answer()["message"].clone();
+    let (info, data) = (&message["info"], &message["data"]);
+    let expected = info["expected"].as_u64().unwrap_or_else(|| panic!("no leg: {message}"));
+    (expected, if info["code"].is_null() { data.clone() } else { info["code"].clone() })
+}
+
 fn code(answer: &Value) -> &str {
     answer["message"]["info"]["code"].as_str().unwrap_or_default()
 }
@@ -126,6 +141,113 @@ fn a_mesh_of_three() {
             }
             handler.close().await;
         });
+    }
+}
+
+/// A broadcast at any server of a mesh reaches the handlers of all three, each once, and says how many they are; Rust and JSON
+/// on either side.
+#[test]
+fn broadcasts_over_a_mesh() {
+    let a = linked("a", &[]);
+    let b = linked("b", &[a.address()]);
+    let c = linked("c", &[a.address(), b.address()]);
+    let servers = [a.address(), b.address(), c.address()];
+    let runs: Arc<Mutex<BTreeMap<(String, u32), u32>>> = Arc::default();
+    let mut by_json = json_handler(b.address(), "all");
+    run(async {
+        let mut handlers = Vec::new();
+        for (name, server) in ["at_a", "at_b", "at_c"].into_iter().zip(servers) {
+            let handler = Client::connect(server.to_string()).await.unwrap();
+            let ledger = runs.clone();
+            let answer = move |request: Request| {
+                let ledger = ledger.clone();
+                async move {
+                    let number: u32 = request.json()?;
+                    *ledger.lock().unwrap().entry((name.to_owned(), number)).or_default() += 1;
+                    Ok::<_, HandlerError>(Reply::json(name)?)
+                }
+            };
+            handler.handle("all", answer).await.unwrap();
+            handlers.push(handler);
+        }
+        for server in servers {
+            tokio::task::block_in_place(|| wait_for_far(server, "all", 2));
+        }
+        for (number, server) in servers.into_iter().enumerate() {
+            let client = Client::connect(server.to_string()).await.unwrap();
+            let request = client.broadcast("all", &number).timeout(Duration::from_secs(20));
+            let legs = tokio::spawn(request.into_future());
+            tokio::task::block_in_place(|| json_answer(&mut by_json));
+            let legs = legs.await.unwrap().unwrap();
+            let data = legs.iter().map(|leg| leg.as_ref().unwrap().data::<Value>().unwrap());
+            let mut data: Vec<_> = data.map(|data| data.to_string()).collect();
+            data.sort();
+            let echo = json!({"echo": number}).to_string();
+            assert_eq!(data, ["\"at_a\"", "\"at_b\"", "\"at_c\"", &echo]);
+            client.close().await;
+            let number = number + 10;
+            let mut requester = json_broadcast(server, "all", &json!(number));
+            tokio::task::block_in_place(|| json_answer(&mut by_json));
+            let mut legs: Vec<_> = (0..4).map(|_| leg(&mut requester)).collect();
+            legs.sort_by_key(|(_, data)| data.to_string());
+            let data = [json!("at_a"), json!("at_b"), json!("at_c"), json!({"echo": number})];
+            assert_eq!(legs, data.map(|data| (4, data)));
+        }
+        for handler in handlers {
+            handler.close().await;
+        }
+    });
+    let runs = runs.lock().unwrap();
+    assert!(runs.len() == 18 && runs.values().all(|times| *times == 1), "each ran once in each: {runs:?}");
+    drop(by_json);
+    for server in servers {
+        wait_for_far(server, "all", 0);
+        assert_eq!(code(&json_broadcast(server, "all", &json!(1)).answer()), "noHandler");
+        until("nothing is open", || {
+            let now = sys(server, "$sys.stats")["now"].clone();
+            now["openRequests"] == 0 && now["openDeliveries"] == 0
+        });
+    }
+}
+
+/// A server that is killed while its handlers work at a broadcast: their legs end with `handlerLost`, all the others go on.
+#[test]
+fn a_server_is_killed_under_a_broadcast() {
+    let started = |id: &str, peers: &[SocketAddr]| {
+        let peers: Vec<String> = peers.iter().map(SocketAddr::to_string).collect();
+        let mut args = vec!["--id", id];
+        args.extend(peers.iter().flat_map(|peer| ["--peer", peer]));
+        ServerProcess::start(&args)
+    };
+    let mut b = started("b", &[]);
+    let a = started("a", &[b.address]);
+    // One link is dialled here, the other there: either may be the one that breaks.
+    let c = started("c", &[a.address, b.address]);
+    let mut handlers: Vec<_> = [&a, &b, &b, &c].map(|server| json_handler(server.address, "all")).into();
+    for asks in [&a, &c] {
+        wait_for_far(asks.address, "all", 2);
+    }
+    let mut requesters = [&a, &c].map(|asks| json_broadcast(asks.address, "all", &json!(1)));
+    let held: Vec<_> = handlers.iter_mut().map(|handler| [handler.answer(), handler.answer()]).collect();
+    b.process.kill();
+    for requester in &mut requesters {
+        assert_eq!([leg(requester), leg(requester)], [(4, json!("handlerLost")), (4, json!("handlerLost"))]);
+    }
+    for at in [0, 3] {
+        for request in &held[at] {
+            json_reply(&mut handlers[at], request);
+        }
+    }
+    for requester in &mut requesters {
+        assert_eq!([leg(requester), leg(requester)], [(4, json!({"echo": 1})), (4, json!({"echo": 1}))]);
+    }
+    for asks in [&a, &c] {
+        wait_for_far(asks.address, "all", 1);
+        let mut requester = json_broadcast(asks.address, "all", &json!(2));
+        for at in [0, 3] {
+            json_answer(&mut handlers[at]);
+        }
+        assert_eq!([leg(&mut requester).0, leg(&mut requester).0], [2, 2]);
     }
 }
 
@@ -339,6 +461,9 @@ fn both_dial() {
         let mut requester = json_ask(asks.address(), "x", &json!(1));
         json_answer(&mut handler);
         assert_eq!(requester.answer()["message"]["data"]["echo"], 1);
+        let mut requester = json_broadcast(asks.address(), "x", &json!(2));
+        json_answer(&mut handler);
+        assert_eq!(leg(&mut requester), (1, json!({"echo": 2})));
         drop(handler);
         wait_for_far(asks.address(), "x", 0);
     }

@@ -4,8 +4,8 @@
 //! `near` here). So turns, credit and loss are the same code for both; what is particular stands here:
 //!
 //! * Handlers of this server come first. A request goes to a peer when none of them has credit, or there is none.
-//! * What came from a peer never goes there: one hop, so that no ring of servers hands a request round for ever. Broadcasts
-//!   stay, too.
+//! * What came from a peer never goes there: one hop, so that no ring of servers hands a request round for ever. A
+//!   [broadcast](crate::broadcast) goes to all of them at once.
 //! * A peer may decline: it has not run there. That is no attempt, and the next one is asked; each at most once.
 //! * Of durable requests an attempt goes there: [`crate::peers::abroad`] has what is particular of that.
 
@@ -236,22 +236,9 @@ impl Broker {
 
     /// Why a plain request is refused whose action has handlers only at peers, if it is.
     #[cold]
-    pub(crate) fn forbids_far(
-        &self,
-        action: Key<Action>,
-        session: Key<Session>,
-        broadcast: bool,
-    ) -> Option<String> {
+    pub(crate) fn forbids_far(&self, action: Key<Action>, session: Key<Session>) -> Option<String> {
         let action = self.actions.get(action)?;
-        let name = String::from_utf8_lossy(&action.name);
-        if action.far.is_none() || self.is_from_peer(session) {
-            return Some(no_handler(&name));
-        }
-        broadcast.then(|| {
-            format!(
-                "nobody handles `{name}` at this server, and a broadcast does not go to its peers: broadcast at a server that \
-                 has handlers for it"
-            )
-        })
+        let nobody = action.far.is_none() || self.is_from_peer(session);
+        nobody.then(|| no_handler(&String::from_utf8_lossy(&action.name)))
     }
 }

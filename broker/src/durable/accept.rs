@@ -188,9 +188,11 @@ impl Broker {
         self.payload_is_logged(key);
         let Some(name) = self.kept_of(key).map(|kept| kept.content.name().to_vec()) else { return };
         let action = self.action_for(&name);
-        let handled = self.actions.get(action).is_some_and(|action| !action.handlers.is_empty());
         let Some(request) = self.requests.get_mut(key) else { return };
         request.action = action;
+        let session = request.session;
+        let handled = self.is_handled(action, session);
+        let Some(request) = self.requests.get(key) else { return };
         if !handled && !request.is_durable() {
             let message = format!("the last handler of `{}` is gone", String::from_utf8_lossy(&name));
             self.end_with_error(key, Code::NoHandler, message);

@@ -59,7 +59,7 @@ impl Broker {
     fn lacks_a_leg(&self, session: &Session, number: u64, kept: KeptOutcomes) -> bool {
         let request = session.open.get(&number).and_then(|key| self.requests.get(*key));
         match request.map(|request| (&request.state, request.wants_reply())) {
-            Some((RequestState::Broadcast(legs), true)) => legs.states.len() as u32 - legs.open > kept.count,
+            Some((RequestState::Broadcast(legs), true)) => legs.put_out() > kept.count,
             Some(_) => false,
             None => kept.expected > kept.count,
         }

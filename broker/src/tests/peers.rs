@@ -18,7 +18,7 @@ fn peer_hello(server_id: &'static str, instance: u64) -> ClientMessage {
 }
 
 impl Stage {
-    fn peer(&mut self, server_id: &'static str) -> ConnId {
+    pub(super) fn peer(&mut self, server_id: &'static str) -> ConnId {
         self.peer_as(server_id, PEER, Identity::default())
     }
 
@@ -30,14 +30,14 @@ impl Stage {
         conn
     }
 
-    fn far(&mut self, server_id: &'static str, credit: u32) -> ConnId {
+    pub(super) fn far(&mut self, server_id: &'static str, credit: u32) -> ConnId {
         let conn = self.peer(server_id);
         self.register(conn, 1, "sum", credit);
         self.take(conn);
         conn
     }
 
-    fn set_credit(&mut self, conn: ConnId, credit: u32) {
+    pub(super) fn set_credit(&mut self, conn: ConnId, credit: u32) {
         self.say(conn, ClientMessage::Credit { registration: 1, credit });
     }
 
@@ -210,21 +210,16 @@ fn what_waits_goes_on_to_peers() {
     assert_eq!(stage.deliveries(far).len(), 1);
 }
 
-/// Broadcasts reach handlers of this server only, and say so where there are none; sends go to peers as requests do.
+/// Sends go to peers as requests do.
 #[test]
-fn broadcasts_stay_and_sends_go() {
+fn sends_go() {
     let mut stage = Stage::new(Config::default());
     let (far, requester) = (stage.far("b", 9), stage.connect(Speaks::Binary));
-    stage.request(requester, 1, broadcast);
-    let reply = stage.replies(requester).remove(0);
-    assert_eq!(reply.code, Some(Code::NoHandler));
-    let message = String::from_utf8_lossy(reply.content.payload()).into_owned();
-    assert!(message.contains("broadcast does not go to its peers"), "{message}");
-    stage.request(requester, 2, send);
-    assert_eq!(stage.deliveries(far)[0].flags, RequestFlags::SEND);
-    let own = stage.handler("sum", 9);
-    stage.request(requester, 3, broadcast);
-    assert_eq!((stage.deliveries(own).len(), stage.deliveries(far).len()), (1, 0));
+    stage.request(requester, 1, send);
+    let delivery = stage.deliveries(far).remove(0);
+    assert_eq!(delivery.flags, RequestFlags::SEND);
+    stage.answer(far, delivery.delivery, Verdict::Reply);
+    assert_eq!(stage.broker.open_requests(), 0);
 }
 
 /// Peers are told of actions that have handlers here, clients also of those that only peers handle; who asks again is told

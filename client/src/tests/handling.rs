@@ -169,3 +169,37 @@ fn a_delivery_number_used_twice_is_refused() {
     let outputs = rig.receive(deliver(1, 1));
     assert!(outputs.contains(&Output::Disconnect) && outputs.contains(&Output::CancelDelivery(key(1, 1))));
 }
+
+/// A broadcast's legs go out one by one under the delivery's number, which is held until its answer; once nobody waits they do
+/// not.
+#[test]
+fn a_delivery_has_legs() {
+    let mut rig = handling(config());
+    rig.receive(deliver(31, 1));
+    assert!(rig.client.legs(key(1, 31), 2));
+    assert!(rig.client.leg(key(1, 31), Verdict::Reply, Content::from_payload("3")));
+    let leg = |sequence, verdict, content| Answer { delivery: 31, sequence, verdict, content };
+    assert_eq!(
+        rig.outputs(),
+        [
+            Output::Send(ClientMessage::Legs { delivery: 31, expected: 2 }),
+            Output::Send(ClientMessage::Leg(leg(1, Verdict::Reply, Content::from_payload("3")))),
+        ]
+    );
+    assert_eq!(rig.client.held_deliveries(), 1);
+    let long = "x".repeat(1001);
+    assert!(rig.client.leg(key(1, 31), Verdict::Reply, Content::from_payload(long)));
+    let outputs = rig.outputs();
+    let [Output::Send(ClientMessage::Leg(refused))] = &outputs[..] else { panic!("{outputs:?}") };
+    assert_eq!(
+        (refused.sequence, refused.verdict, refused.content.name()),
+        (2, Verdict::Error, &b"tooLarge"[..])
+    );
+    rig.receive(ServerMessage::Cancel { delivery: 31, tag: Default::default() });
+    assert!(!rig.client.leg(key(1, 31), Verdict::Reply, Content::default()));
+    assert!(!rig.client.legs(key(1, 31), 3) && !rig.client.legs(key(1, 99), 3));
+    assert!(rig.client.answer(key(1, 31), Verdict::Cancelled, Content::default(), rig.now));
+    assert_eq!(answers(&rig.outputs())[0].sequence, 3);
+    assert!(!rig.client.leg(key(1, 31), Verdict::Reply, Content::default()));
+    assert_eq!(rig.outputs(), []);
+}

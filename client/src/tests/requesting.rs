@@ -185,6 +185,17 @@ fn missing_legs_end_with_the_reason() {
     assert_eq!(ends(&rig.lose("cut")), [(1, lost, false), (1, lost, true)]);
 }
 
+/// A client that comes as a peer is told of legs before they end, and one word ends all that are left, however many.
+#[test]
+fn a_peer_is_told_of_legs() {
+    let mut rig = Rig::ready(ClientConfig { peer: Some("a".into()), ..config() });
+    let number = rig.sent(RequestFlags::BROADCAST, 1);
+    let legs = Output::Legs { token: 1, expected: 1 << 20 };
+    assert_eq!(rig.receive(ServerMessage::Legs { number, expected: 1 << 20 }), [legs]);
+    assert_eq!(ends(&rig.receive(leg(number, 0, 1 << 20))), [(1, None, false)]);
+    assert_eq!(ends(&rig.lose("cut")), [(1, Some(Code::ConnectionLost), true)]);
+}
+
 /// A server that claims more legs than there can be is no server to talk to.
 #[test]
 fn absurd_leg_counts_are_refused() {

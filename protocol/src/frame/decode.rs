@@ -22,6 +22,9 @@ pub fn decode_client(frame: Bytes) -> Result<Option<ClientMessage>, WireError> {
     let head = Head::read(&frame)?;
     let message = match head.kind {
         kind::REQUEST => ClientMessage::Request(decode_request(head, frame)?),
+        kind::ANSWER if head.flags == layout::ANSWER_LEG => {
+            ClientMessage::Leg(decode_answer(Head { flags: 0, ..head }, frame)?)
+        }
         kind::ANSWER => ClientMessage::Answer(decode_answer(head, frame)?),
         kind::HELLO => ClientMessage::Hello(decode_hello(head, &frame)?),
         kind::REGISTER => ClientMessage::Register(decode_register(head, &frame)?),
@@ -32,6 +35,10 @@ pub fn decode_client(frame: Bytes) -> Result<Option<ClientMessage>, WireError> {
             ClientMessage::Credit { registration: registration(head.number)?, credit }
         }
         kind::CANCEL => ClientMessage::Cancel(Target::Number(head.number)),
+        kind::LEGS => {
+            let (delivery, expected) = decode_legs(head, &frame)?;
+            ClientMessage::Legs { delivery, expected }
+        }
         kind::PROGRESS => ClientMessage::Progress(decode_progress(head, frame)),
         kind::ACKNOWLEDGE => ClientMessage::Acknowledge(Target::Number(head.number)),
         kind::RESUME => ClientMessage::Resume(decode_resume(head, &frame)?),
@@ -59,8 +66,8 @@ pub fn decode_server(frame: Bytes) -> Result<Option<ServerMessage>, WireError> {
         kind::REGISTERED => ServerMessage::Registered { registration: registration(head.number)? },
         kind::CANCEL => ServerMessage::Cancel { delivery: head.number, tag: Tag::new() },
         kind::LEGS => {
-            let fixed: &[u8; layout::legs::SIZE] = fixed(&frame, "legs")?;
-            ServerMessage::Legs { number: head.number, expected: u32_at(fixed, layout::legs::EXPECTED) }
+            let (number, expected) = decode_legs(head, &frame)?;
+            ServerMessage::Legs { number, expected }
         }
         kind::PROGRESS => ServerMessage::Progress(decode_progress(head, frame)),
         kind::ASKED => decode_asked(head, frame)?,
@@ -282,6 +289,11 @@ fn decode_register(head: Head, frame: &Bytes) -> Result<Register, WireError> {
         part(frame, HEADER_BYTES + at::SIZE, usize::from(fixed[at::ACTION_LENGTH]), "register")?;
     let registration = registration(head.number)?;
     Ok(Register { registration, credit: u32_at(fixed, at::CREDIT), action, session: Bytes::new() })
+}
+
+fn decode_legs(head: Head, frame: &Bytes) -> Result<(u64, u32), WireError> {
+    let fixed: &[u8; layout::legs::SIZE] = fixed(frame, "legs")?;
+    Ok((head.number, u32_at(fixed, layout::legs::EXPECTED)))
 }
 
 fn decode_progress(head: Head, frame: Bytes) -> Progress {

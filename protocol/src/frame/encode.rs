@@ -17,7 +17,9 @@ use crate::{
 pub fn encode_client(message: &ClientMessage, out: &mut Outgoing) {
     match message {
         ClientMessage::Request(request) => encode_request(request, out),
-        ClientMessage::Answer(answer) => encode_answer(answer, out),
+        ClientMessage::Answer(answer) => encode_answer(answer, 0, out),
+        ClientMessage::Leg(answer) => encode_answer(answer, layout::ANSWER_LEG, out),
+        ClientMessage::Legs { delivery, expected } => encode_legs(*delivery, *expected, out),
         ClientMessage::Hello(hello) => encode_hello(hello, out),
         ClientMessage::Register(register) => encode_register(register, out),
         ClientMessage::Deregister(Target::Number(number)) => bare(kind::DEREGISTER, 0, *number, out),
@@ -55,11 +57,7 @@ pub fn encode_server(message: &crate::message::ServerMessage, out: &mut Outgoing
             bare(kind::REGISTERED, 0, u64::from(*registration), out)
         }
         ServerMessage::Cancel { delivery, .. } => bare(kind::CANCEL, 0, *delivery, out),
-        ServerMessage::Legs { number, expected } => {
-            let mut fixed = [0; layout::legs::SIZE];
-            put(&mut fixed, layout::legs::EXPECTED, expected.to_le_bytes());
-            frame(kind::LEGS, 0, *number, &fixed, &[], out);
-        }
+        ServerMessage::Legs { number, expected } => encode_legs(*number, *expected, out),
         ServerMessage::Progress(progress) => encode_progress(progress, out),
         ServerMessage::Asked { number, content, .. } => {
             let mut fixed = [0; layout::asked::SIZE];
@@ -130,7 +128,7 @@ fn encode_deliver(deliver: &Deliver, out: &mut Outgoing) {
     );
 }
 
-fn encode_answer(answer: &Answer, out: &mut Outgoing) {
+fn encode_answer(answer: &Answer, leg: u8, out: &mut Outgoing) {
     use layout::answer as at;
     let content = &answer.content;
     let (flags, code, retry_after_ms) = verdict_parts(answer.verdict);
@@ -143,7 +141,7 @@ fn encode_answer(answer: &Answer, out: &mut Outgoing) {
     fixed[at::NAME_LENGTH] = content.name().len() as u8;
     with_content::<_, { HEADER_BYTES + at::SIZE }>(
         kind::ANSWER,
-        flags,
+        flags | leg,
         answer.delivery,
         &fixed,
         content.name(),
@@ -229,6 +227,12 @@ fn encode_register(register: &Register, out: &mut Outgoing) {
     put(&mut fixed, at::CREDIT, register.credit.to_le_bytes());
     fixed[at::ACTION_LENGTH] = register.action.len() as u8;
     frame(kind::REGISTER, 0, u64::from(register.registration), &fixed, &[&register.action], out);
+}
+
+fn encode_legs(number: u64, expected: u32, out: &mut Outgoing) {
+    let mut fixed = [0; layout::legs::SIZE];
+    put(&mut fixed, layout::legs::EXPECTED, expected.to_le_bytes());
+    frame(kind::LEGS, 0, number, &fixed, &[], out);
 }
 
 fn encode_progress(progress: &Progress, out: &mut Outgoing) {

@@ -16,6 +16,8 @@ pub const ANSWER_RETRY: u8 = 1;
 pub const ANSWER_REJECT: u8 = 2;
 /// Flag of `answer`: from a peer, the request has not run there and will not.
 pub const ANSWER_DECLINED: u8 = 4;
+/// Flag of `answer`: from a peer, the outcome of one of several handlers that a broadcast asked; the delivery goes on.
+pub const ANSWER_LEG: u8 = 8;
 /// A time span that is not there.
 pub const NO_MILLIS: u32 = u32::MAX;
 
@@ -166,7 +168,7 @@ pub mod asked {
     pub const SIZE: usize = 8;
 }
 
-/// `legs` (number: the requester's).
+/// `legs` (number: the requester's; from a peer, the delivery).
 pub mod legs {
     /// u32: how many handlers were asked.
     pub const EXPECTED: usize = 0;

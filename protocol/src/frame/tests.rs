@@ -91,9 +91,23 @@ fn client_message() -> impl Strategy<Value = ClientMessage> {
             ClientMessage::Answer(Answer { delivery, sequence, verdict, content })
         },
     );
+    let own_code = code().prop_filter("", |code| !matches!(code, Code::Remote | Code::Cancelled));
+    let verdict = prop_oneof![
+        Just(Verdict::Reply),
+        Just(Verdict::Error),
+        Just(Verdict::Cancelled),
+        own_code.prop_map(Verdict::Failed)
+    ];
+    let leg = (any::<u64>(), any::<u64>(), verdict, content(true)).prop_map(
+        |(delivery, sequence, verdict, content)| {
+            ClientMessage::Leg(Answer { delivery, sequence, verdict, content })
+        },
+    );
     prop_oneof![
         request,
         answer,
+        leg,
+        any::<(u64, u32)>().prop_map(|(delivery, expected)| ClientMessage::Legs { delivery, expected }),
         (bytes(255), any::<(u64, u32)>(), any::<bool>(), proptest::option::of(bytes(255)), bytes(99))
             .prop_map(|(session, (instance, connection), watch_receivers, peer, headers)| {
                 let speaker = Speaker { instance, connection };

@@ -54,12 +54,12 @@ pub(crate) fn client(message: &Value) -> ClientMessage {
             timeout_ms: number(message, "timeoutMs") as u32,
             content: content(message, "action"),
         }),
-        "answer" => ClientMessage::Answer(Answer {
+        "answer" => ClientMessage::Answer(answer(message)),
+        "leg" => ClientMessage::Leg(answer(message)),
+        "legs" => ClientMessage::Legs {
             delivery: number(message, "delivery"),
-            sequence: number(message, "sequence"),
-            verdict: verdict(message),
-            content: content(message, "ownCode"),
-        }),
+            expected: number(message, "expected") as u32,
+        },
         "resume" => ClientMessage::Resume(Resume {
             boot: boot(message),
             sequence: number(message, "sequence"),
@@ -204,6 +204,15 @@ fn reply(message: &Value) -> Reply {
         handled_after_ms: millis_or_never(message, "handledAfterMs"),
         content: content(message, "ownCode"),
         ..Reply::default()
+    }
+}
+
+fn answer(message: &Value) -> Answer {
+    Answer {
+        delivery: number(message, "delivery"),
+        sequence: number(message, "sequence"),
+        verdict: verdict(message),
+        content: content(message, "ownCode"),
     }
 }
 

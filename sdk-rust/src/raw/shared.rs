@@ -378,6 +378,8 @@ impl State {
                     continue;
                 }
                 Output::Unclaimed(unclaimed) => Notice::Unclaimed(unclaimed),
+                // Only links between servers are told; each leg says it.
+                Output::Legs { .. } => continue,
                 Output::Progress { token, content } => {
                     self.batch.progress.push(Notice::Progress { token, content });
                     continue;

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | a delivery to a handler of the peer | a request, with the time that is left |
 //! | the answer | its outcome |
+//! | how many legs a broadcast has there, and each leg's outcome | the same, as it is told there |
 //! | a request from the peer's clients | a delivery |
 //! | a registration | the peer has the action |
 //! | an action that has handlers here | a registration |
@@ -85,6 +86,8 @@ struct Asked {
     delivery: DeliveryKey,
     registration: RegistrationId,
     send: bool,
+    /// Of a broadcast: legs that have not ended; 0 until it is known how many there are.
+    legs: u32,
 }
 
 /// What is on the present connection.
@@ -289,6 +292,7 @@ impl Link {
             }
             ServerMessage::Deliver(deliver) => self.forward(deliver, now),
             ServerMessage::Reply(reply) => self.replied(reply, now),
+            ServerMessage::Legs { number, expected } => self.counted(number, expected),
             ServerMessage::Accepted { upto, .. } => self.accepted(upto, now),
             ServerMessage::Cancel { delivery, .. } => {
                 let forwarded = self.open.as_ref().and_then(|open| open.forwarded.get(&delivery));
@@ -319,10 +323,9 @@ impl Link {
                 tracing::debug!(link = self.settings.address, report.message, "the own core says");
             }
             ServerMessage::Peer(message) => self.tell_peer(message),
-            // What a client with a session, with broadcasts or with durable requests would want to know.
+            // What a client with a session or with durable requests would want to know.
             ServerMessage::Welcome(_)
             | ServerMessage::Registered { .. }
-            | ServerMessage::Legs { .. }
             | ServerMessage::Asked { .. }
             | ServerMessage::Acknowledge { .. }
             | ServerMessage::Resumed { .. }
@@ -370,9 +373,15 @@ impl Link {
 
     fn completed(&mut self, completion: Completion) {
         let Some(open) = &mut self.open else { return };
-        let Some(Forwarded { registration, .. }) = open.forwarded.remove(&completion.token) else { return };
+        let (delivery, last) = (completion.token, completion.last);
+        let Some(registration) = open.forwarded.get(&delivery).map(|forwarded| forwarded.registration) else {
+            return;
+        };
+        if last {
+            open.forwarded.remove(&delivery);
+        }
         let error = match completion.result {
-            Ok(content) => return self.answer(completion.token, Verdict::Reply, content),
+            Ok(content) => return self.answer_part(delivery, Verdict::Reply, content, last),
             Err(error) => error,
         };
         let content = || Content::from_payload(error.message().to_owned());
@@ -385,7 +394,10 @@ impl Link {
                 let content = Content::from_parts(own_code, b"", b"", error.message().as_bytes());
                 (Verdict::Error, content)
             }
-            code if completion.info.attempt == 0 && may_be_tried_elsewhere(code) => {
+            code if completion.leg.is_none()
+                && completion.info.attempt == 0
+                && may_be_tried_elsewhere(code) =>
+            {
                 if code == Code::NoHandler {
                     self.forget_far(registration);
                 }
@@ -393,7 +405,7 @@ impl Link {
             }
             code => (Verdict::Failed(code), content()),
         };
-        self.answer(completion.token, verdict, content);
+        self.answer_part(delivery, verdict, content, last);
     }
 
     /// The peer has nobody for an action any more, and the list that says so is still on its way, or never comes: whoever it
@@ -458,7 +470,8 @@ impl Link {
         open.last_number += 1;
         let number = open.last_number;
         let flags = passed_on(message.flags);
-        open.asked.insert(number, Asked { delivery: key, registration, send: flags.has(RequestFlags::SEND) });
+        let send = flags.has(RequestFlags::SEND);
+        open.asked.insert(number, Asked { delivery: key, registration, send, legs: 0 });
         open.numbers.insert(key, number);
         let content = &message.content;
         let content =
@@ -474,23 +487,42 @@ impl Link {
         }));
     }
 
+    /// A broadcast of the peer's clients went to so many handlers here.
+    fn counted(&mut self, number: u64, expected: u32) {
+        let Some(asked) = self.open.as_mut().and_then(|open| open.asked.get_mut(&number)) else { return };
+        asked.legs = expected;
+        self.client.legs(asked.delivery, expected);
+    }
+
     fn replied(&mut self, reply: Reply, now: Time) {
-        let Some(open) = &mut self.open else { return };
-        let Some(asked) = open.asked.remove(&reply.number) else { return };
-        open.numbers.remove(&asked.delivery);
+        let Some(asked) = self.open.as_mut().and_then(|open| open.asked.get_mut(&reply.number)) else {
+            return;
+        };
+        let (delivery, registration) = (asked.delivery, asked.registration);
+        let whole = reply.leg.is_none();
+        asked.legs = if whole { 0 } else { asked.legs.saturating_sub(1) };
+        let last = asked.legs == 0;
+        if last && let Some(open) = &mut self.open {
+            open.asked.remove(&reply.number);
+            open.numbers.remove(&delivery);
+        }
         let verdict = match reply.code {
             None => Verdict::Reply,
             Some(Code::Remote) => Verdict::Error,
             Some(Code::Cancelled) => Verdict::Cancelled,
-            Some(code) if reply.attempt == 0 && may_be_tried_elsewhere(code) => {
+            Some(code) if whole && reply.attempt == 0 && may_be_tried_elsewhere(code) => {
                 if code == Code::NoHandler {
-                    self.forget_own(asked.registration);
+                    self.forget_own(registration);
                 }
                 Verdict::Declined(code)
             }
             Some(code) => Verdict::Failed(code),
         };
-        self.client.answer(asked.delivery, verdict, reply.content, now);
+        if last {
+            self.client.answer(delivery, verdict, reply.content, now);
+        } else {
+            self.client.leg(delivery, verdict, reply.content);
+        }
     }
 
     /// Sends up to this number have a handler here, or a place in a queue: that is all that they wait for.
@@ -666,6 +698,14 @@ impl Link {
         self.say(ClientMessage::Answer(Answer { delivery, sequence: 0, verdict, content }));
     }
 
+    /// What became of a delivery; unless it is the last word, of one leg.
+    fn answer_part(&mut self, delivery: u64, verdict: Verdict, content: Content, last: bool) {
+        if last {
+            return self.answer(delivery, verdict, content);
+        }
+        self.say(ClientMessage::Leg(Answer { delivery, sequence: 0, verdict, content }));
+    }
+
     /// Says something to the own core, mostly as the peer.
     fn say(&mut self, message: ClientMessage) {
         if self.open.is_some() || self.attends {
@@ -686,6 +726,9 @@ impl Link {
                 Output::Disconnect => self.outputs.push_back(LinkOutput::Disconnect),
                 Output::Abort => self.outputs.push_back(LinkOutput::Abort),
                 Output::Complete(completion) => self.completed(completion),
+                Output::Legs { token, expected } => {
+                    self.say(ClientMessage::Legs { delivery: token, expected });
+                }
                 Output::Progress { token, content } => {
                     self.say(ClientMessage::Progress(Progress {
                         number: token,
@@ -749,7 +792,8 @@ fn client(settings: &LinkSettings, restarts: u64) -> Client {
 
 /// Of a request's flags, those that are the peer's business too.
 fn passed_on(flags: RequestFlags) -> RequestFlags {
-    RequestFlags(flags.0 & (RequestFlags::SEND.0 | RequestFlags::PROGRESS.0))
+    let passed = RequestFlags::SEND.with(RequestFlags::BROADCAST).with(RequestFlags::PROGRESS);
+    RequestFlags(flags.0 & passed.0)
 }
 
 /// Whether a request that ended so, before any handler got it, may go to another server.

@@ -170,6 +170,7 @@ impl Peer {
                     wishes.push(Wish::Claim { key: unclaimed.key, after });
                 }
                 Output::Progress { .. }
+                | Output::Legs { .. }
                 | Output::Receivers(_)
                 | Output::Registered(_)
                 | Output::Peer(_)

@@ -8,7 +8,9 @@ use std::{
 use ringpost_broker::{Broker, Config, ConnId, Identity, Input, LinkState, Output, Speaks};
 use ringpost_protocol::{
     Code, Content,
-    message::{Answer, ClientMessage, Hello, Register, Reply, Request, ServerMessage, Target, Verdict},
+    message::{
+        Answer, ClientMessage, Hello, Register, Reply, Request, RequestFlags, ServerMessage, Target, Verdict,
+    },
     time::{Now, Time},
 };
 
@@ -58,11 +60,25 @@ struct Handler {
     gone: bool,
 }
 
+#[derive(Default)]
 struct Asked {
     node: usize,
     attempts: u8,
     runs: Vec<usize>,
     outcome: Option<Reply>,
+    /// Of a broadcast.
+    every: Option<Every>,
+}
+
+/// What is known of a broadcast.
+#[derive(Default)]
+struct Every {
+    /// Which handlers have had it.
+    handlers: Vec<usize>,
+    /// How many of them have answered with a reply.
+    replied: usize,
+    told: Option<u32>,
+    legs: Vec<Reply>,
 }
 
 pub(super) struct World {
@@ -150,6 +166,9 @@ impl World {
     pub(super) fn answer(&mut self, handler: usize, at: usize, verdict: Verdict) {
         let Handler { node, conn, held, .. } = &mut self.handlers[handler];
         let (node, conn, (delivery, id)) = (*node, *conn, held.remove(at));
+        if let Some(every) = &mut self.asked[id as usize].every {
+            every.replied += usize::from(verdict == Verdict::Reply);
+        }
         let name: &[u8] = if verdict == Verdict::Error { b"E42" } else { b"" };
         let content = Content::from_parts(name, b"", b"", format!("r{id}").as_bytes());
         self.say(node, conn, ClientMessage::Answer(Answer { delivery, sequence: 0, verdict, content }));
@@ -170,15 +189,38 @@ impl World {
     }
 
     pub(super) fn ask(&mut self, node: usize, action: &'static str, attempts: u8) -> usize {
+        self.ask_as(node, action, Asked { node, attempts, ..Asked::default() })
+    }
+
+    pub(super) fn broadcast(&mut self, node: usize, action: &'static str) -> usize {
+        let every = Some(Every::default());
+        self.ask_as(node, action, Asked { node, attempts: 1, every, ..Asked::default() })
+    }
+
+    fn ask_as(&mut self, node: usize, action: &'static str, asked: Asked) -> usize {
         let (id, conn) = (self.asked.len(), self.requesters[node]);
-        self.asked.push(Asked { node, attempts, runs: Vec::new(), outcome: None });
+        let flags = if asked.every.is_some() { RequestFlags::BROADCAST } else { RequestFlags::default() };
+        let max_attempts = asked.attempts;
+        self.asked.push(asked);
         let number = id as u64 + 1;
         self.numbers.insert((node, number), id);
         let content = Content::from_parts(action.as_bytes(), b"", b"", id.to_string().as_bytes());
         let request =
-            Request { number, max_attempts: attempts, timeout_ms: 20_000, content, ..Request::default() };
+            Request { number, flags, max_attempts, timeout_ms: 20_000, content, ..Request::default() };
         self.say(node, conn, ClientMessage::Request(request));
         id
+    }
+
+    /// How many legs a broadcast has, as far as its requester knows, and how those ended that have.
+    pub(super) fn legs(&self, request: usize) -> (Option<u32>, Vec<Option<Code>>) {
+        let every = self.asked[request].every.as_ref().expect("it is a broadcast");
+        (every.told, every.legs.iter().map(|leg| leg.code).collect())
+    }
+
+    pub(super) fn cancel(&mut self, request: usize) {
+        let node = self.asked[request].node;
+        let target = Target::Number(request as u64 + 1);
+        self.say(node, self.requesters[node], ClientMessage::Cancel(target));
     }
 
     pub(super) fn outcome(&self, request: usize) -> Option<Option<Code>> {
@@ -355,14 +397,21 @@ impl World {
             ServerMessage::Ping(token) => self.say(node, conn, ClientMessage::Pong(token)),
             ServerMessage::Deliver(deliver) => {
                 let id: u64 = std::str::from_utf8(deliver.content.payload()).unwrap().parse().unwrap();
-                let handler = self.handlers.iter_mut().find(|it| it.node == node && it.conn == conn);
-                handler.expect("deliveries go to handlers").held.push((deliver.delivery, id));
-                self.ran(id as usize, node);
+                let handler = self.handlers.iter().position(|it| it.node == node && it.conn == conn);
+                let handler = handler.expect("deliveries go to handlers");
+                self.handlers[handler].held.push((deliver.delivery, id));
+                self.ran(id as usize, node, handler);
             }
             ServerMessage::Cancel { delivery, .. } => {
                 let handler = self.handlers.iter().position(|it| it.node == node && it.conn == conn).unwrap();
                 let at = self.handlers[handler].held.iter().position(|(held, _)| *held == delivery);
                 at.into_iter().for_each(|at| self.answer(handler, at, Verdict::Cancelled));
+            }
+            ServerMessage::Legs { number, expected } => {
+                let id = self.numbers[&(node, number)];
+                let every = self.asked[id].every.as_mut().expect("only broadcasts have legs");
+                assert!(every.told.is_none() && every.legs.is_empty() && expected > 0, "{id} is told once");
+                every.told = Some(expected);
             }
             ServerMessage::Reply(reply) => self.replied(node, reply),
             _ => {}
@@ -391,7 +440,7 @@ impl World {
 
     // What must hold.
 
-    fn ran(&mut self, id: usize, node: usize) {
+    fn ran(&mut self, id: usize, node: usize, handler: usize) {
         let linked = |one: usize, other: usize| {
             self.links.iter().any(|link| [(one, other), (other, one)].contains(&(link.from, link.to)))
         };
@@ -402,6 +451,10 @@ impl World {
         );
         let asked = &mut self.asked[id];
         asked.runs.push(node);
+        if let Some(every) = &mut asked.every {
+            assert!(!every.handlers.contains(&handler), "{id} runs twice in handler {handler}");
+            return every.handlers.push(handler);
+        }
         // What was given up may be on its way still; what has a reply, or was refused, is not.
         let over = |reply: &Reply| matches!(reply.code, None | Some(Code::NoHandler | Code::Overloaded));
         assert!(!asked.outcome.as_ref().is_some_and(over), "{id} runs after its end: {:?}", asked.outcome);
@@ -412,6 +465,21 @@ impl World {
         let id = self.numbers[&(node, reply.number)];
         let asked = &mut self.asked[id];
         assert!(asked.outcome.is_none(), "{id} ends twice: {:?}, then {reply:?}", asked.outcome);
+        if let (Some(every), Some(leg)) = (&mut asked.every, reply.leg) {
+            assert_eq!(every.told, Some(leg.expected), "{id} has so many legs");
+            let new = every.legs.iter().all(|known| known.leg.map(|known| known.index) != Some(leg.index));
+            assert!(new && leg.index < leg.expected, "{id}: {leg:?} ends once");
+            if reply.code.is_none() {
+                assert_eq!(reply.content.payload(), format!("r{id}").as_bytes(), "its own reply");
+            }
+            every.legs.push(reply.clone());
+            let replies = every.legs.iter().filter(|leg| leg.code.is_none()).count();
+            assert!(replies <= every.replied, "{id}: a reply for each that was given");
+            if every.legs.len() == leg.expected as usize {
+                asked.outcome = Some(reply);
+            }
+            return;
+        }
         match reply.code {
             None => assert_eq!(reply.content.payload(), format!("r{id}").as_bytes(), "its own reply"),
             Some(Code::NoHandler | Code::Overloaded) => {
@@ -475,8 +543,11 @@ impl World {
             0..=9 if links > 0 => {
                 self.move_one(rng.below(links), rng.below(2) == 0);
             }
-            10..=15 => {
+            10..=13 => {
                 self.ask(rng.below(nodes), action, 1 + rng.below(3) as u8);
+            }
+            14..=15 => {
+                self.broadcast(rng.below(nodes), action);
             }
             16..=20 if handlers > 0 => {
                 let handler = rng.below(handlers);
@@ -530,9 +601,21 @@ impl World {
         counters.fold((0, 0), |sum, its| (sum.0 + its.forwarded, sum.1 + its.declined))
     }
 
-    /// How many requests ended so.
+    /// How many broadcasts had replies from several servers.
+    pub(super) fn spread(&self) -> usize {
+        let replies = |every: &Every| every.legs.iter().filter(|leg| leg.code.is_none()).count();
+        let spread = |asked: &&Asked| {
+            let several = asked.runs.iter().any(|node| *node != asked.runs[0]);
+            several && asked.every.as_ref().is_some_and(|every| replies(every) == asked.runs.len())
+        };
+        self.asked.iter().filter(spread).count()
+    }
+
+    /// How many requests that are no broadcasts ended so.
     pub(super) fn ended(&self, code: Option<Code>) -> usize {
-        let ended = |asked: &&Asked| asked.outcome.as_ref().is_some_and(|reply| reply.code == code);
+        let ended = |asked: &&Asked| {
+            asked.every.is_none() && asked.outcome.as_ref().is_some_and(|reply| reply.code == code)
+        };
         self.asked.iter().filter(ended).count()
     }
 
