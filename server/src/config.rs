@@ -231,6 +231,7 @@ pub struct Config {
     #[serde(with = "units::duration")]
     pub reattach: Duration,
     /// How long an attempt at a durable request stays with a peer that nothing is heard from; then the next one begins.
+    #[serde(with = "units::duration")]
     pub peer_lost: Duration,
     /// How long dead letters are kept: durable sends that were given up. Default 7 days.
     #[serde(with = "units::duration")]
