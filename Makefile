@@ -16,7 +16,7 @@ WHEELS = $(TARGET_DIR)/wheels
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test rust-test check fmt lint deny docs bench criterion compare waiting instructions \
-	instructions-record faults simulate fuzz install clean wheel python-test python-lint python-venv
+	instructions-record faults simulate fuzz install clean wheel topology python-test python-lint python-venv
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -59,8 +59,11 @@ python-venv: $(VENV)/ready ## the wheel as it is built for tests, in a virtual e
 python-test: python-venv ## the Python SDK's, on asyncio and uvloop
 	cd sdk-python && $(abspath $(VENV))/bin/python -m pytest --quiet
 
+topology: python-venv ## the reference's example system: servers, balancer, services, a front; each part is killed in turn
+	$(VENV)/bin/python examples/topology/run.py
+
 python-lint: python-venv ## ruff, mypy --strict and stubtest for the Python SDK
-	cd sdk-python && $(abspath $(VENV))/bin/ruff format --check && $(abspath $(VENV))/bin/ruff check
+	cd sdk-python && $(abspath $(VENV))/bin/ruff format --check . ../examples && $(abspath $(VENV))/bin/ruff check . ../examples
 	cd sdk-python && $(abspath $(VENV))/bin/mypy python
 	cd sdk-python && $(abspath $(VENV))/bin/stubtest ringpost
 
