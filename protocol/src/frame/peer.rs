@@ -162,7 +162,7 @@ fn decode_run(head: Head, frame: &Bytes, what: &'static str) -> Result<Run, Wire
 fn decode_runs(head: Head, frame: &Bytes, what: &'static str) -> Result<Runs, WireError> {
     use layout::run as at;
     let listed = &frame[HEADER_BYTES..];
-    if listed.len() % at::LISTED_SIZE != 0 || listed.len() / at::LISTED_SIZE > Runs::MOST {
+    if !listed.len().is_multiple_of(at::LISTED_SIZE) || listed.len() / at::LISTED_SIZE > Runs::MOST {
         return Err(WireError::malformed(format!(
             "{what}: {} bytes are not a list of up to {} attempts of {} bytes each",
             listed.len(),

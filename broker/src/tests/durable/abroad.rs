@@ -165,7 +165,7 @@ impl World {
             return;
         }
         let mut conns = [ConnId(0); 2];
-        for side in 0..2 {
+        for (side, kept) in conns.iter_mut().enumerate() {
             let (here, there) = if side == 0 { (one, other) } else { (other, one) };
             let boot = self.boots[there];
             let stage = &mut self.servers[here];
@@ -178,7 +178,7 @@ impl World {
             let speaker = Speaker { instance: boot, connection: 1 };
             let peer = Some(NAMES[there].into());
             stage.say(conn, ClientMessage::Hello(Hello { peer, speaker, ..Hello::default() }));
-            conns[side] = conn;
+            *kept = conn;
         }
         let mut link =
             Link { ends: [one, other], conns, carried: Default::default(), registered: [false; 2] };
@@ -413,8 +413,8 @@ impl World {
             server == owner || broker.expects(NAMES[server], count, attempt)
         };
         if counts(server, attempt) && !self.impatient {
-            let others = self.work.iter().filter(|work| work.payload == payload && !work.cancelled);
-            if let Some(other) = others.filter(|work| counts(work.server, work.attempt)).next() {
+            let mut others = self.work.iter().filter(|work| work.payload == payload && !work.cancelled);
+            if let Some(other) = others.find(|work| counts(work.server, work.attempt)) {
                 panic!(
                     "attempt {attempt} of {text} begins at {} while attempt {} may still report from {}",
                     NAMES[server], other.attempt, NAMES[other.server]
