@@ -1,5 +1,6 @@
 //! The core's rules, one by one. The simulation in `tests/` joins them with the client's side under a bad network.
 
+mod any_branches;
 mod any_order;
 mod branches;
 mod control;
