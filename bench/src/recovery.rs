@@ -390,7 +390,9 @@ mod tests {
             let mut files = LogFiles::open(disk.path()).unwrap();
             let mut found = 0;
             let recovered = recover(&mut files, LogId([1; 16]), |_, _| found += 1).unwrap();
-            assert_eq!((found, recovered.highest_count), (100 * records, 100));
+            assert_eq!(found, 100 * records);
+            // Counts that may have been given behind what is left are skipped.
+            assert!(recovered.highest_count >= 100);
             assert!(disk_bytes(disk.path()).unwrap() >= bytes);
         }
     }
