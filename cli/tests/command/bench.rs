@@ -52,7 +52,7 @@ fn measures_another_server() {
 /// Durable requests are measured too, on a server of its own, with every policy, and on another one; and it leaves no data.
 #[test]
 fn measures_durable_requests() {
-    let short = ["--durable", "--duration", "200ms", "--warm-up", "50ms", "--in-flight", "4", "--json"];
+    let short = ["--durable", "--duration", "1s", "--warm-up", "50ms", "--in-flight", "4", "--json"];
     let check = |ended: Ended| {
         assert_eq!(ended.code, Some(0), "{}", ended.stderr);
         let outcome: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
